@@ -1,0 +1,237 @@
+"""The neutral corpus file: one ``.npz`` with every utterance of every dialogue.
+
+===================  ==================  =======================================================
+array                shape, type         meaning
+===================  ==================  =======================================================
+text, audio, visual  (U, D_m) float32    features, dialogues one after another; NaN rows = missing
+labels               (U,) int64          class, or -100 where unlabelled
+speakers             (U,) int64          index within the dialogue
+offsets              (dialogues+1,)      dialogue d is rows ``offsets[d]:offsets[d + 1]``
+dialogue_ids         (dialogues,) str
+split                (dialogues,) str    train, valid, test; valid may be absent
+label_names          (C,) str
+===================  ==================  =======================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merc_model.config import IGNORE_INDEX, MODALITIES
+from merc_model.errors import UserError
+from merc_model.files import write_whole
+
+SPLITS = ("train", "valid", "test")
+_INTEGER_ARRAYS = ("labels", "speakers", "offsets")
+_STRING_ARRAYS = ("dialogue_ids", "split", "label_names")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Conversations with their features; checked when made.
+
+    Attributes:
+        name: what reports call it.
+        features: modality → ``(U, D_m)`` float32; a row with a NaN counts as missing.
+        labels: ``(U,)`` int64, -100 where unlabelled.
+        speakers: ``(U,)`` int64, an index within the dialogue.
+        offsets: ``(dialogues + 1,)`` int64; dialogue d is rows ``offsets[d]:offsets[d + 1]``.
+        dialogue_ids: ``(dialogues,)`` str.
+        split: ``(dialogues,)`` str, one of train, valid, test.
+        label_names: ``(C,)`` str.
+
+    Raises:
+        UserError: arrays that contradict each other, naming the array.
+    """
+
+    name: str
+    features: dict[str, NDArray[np.float32]]
+    labels: NDArray[np.int64]
+    speakers: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    dialogue_ids: NDArray[np.str_]
+    split: NDArray[np.str_]
+    label_names: NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        problem = self._problem()
+        if problem:
+            raise UserError(f"corpus {self.name}: {problem}")
+
+    def _problem(self) -> str | None:
+        """The first contradiction, in words, or None."""
+        utterances, dialogues = len(self.labels), len(self.dialogue_ids)
+        if not self.features:
+            return f"no features: give at least one of {', '.join(MODALITIES)}"
+        for modality, rows in self.features.items():
+            if modality not in MODALITIES:
+                return f"unknown modality {modality!r}; expected one of {', '.join(MODALITIES)}"
+            if rows.ndim != 2 or len(rows) != utterances or rows.shape[1] == 0:
+                return f"{modality}: expected ({utterances}, D), a row for each label, got {rows.shape}"
+            if np.isinf(rows).any():
+                return f"{modality}: infinite values; mark a missing row with NaN instead"
+            if utterances and np.isnan(rows).any(axis=1).all():
+                return f"{modality}: every row has a NaN, so nothing of it is known; leave the array out"
+        if self.speakers.shape != (utterances,):
+            return f"speakers: expected ({utterances},), got {self.speakers.shape}"
+        if utterances and self.speakers.min() < 0:
+            return f"speakers: expected indices from 0, got {self.speakers.min()}"
+        if self.offsets.shape != (dialogues + 1,):
+            return (
+                f"offsets: expected ({dialogues + 1},), one more than dialogue_ids, got {self.offsets.shape}"
+            )
+        if self.offsets[0] != 0 or self.offsets[-1] != utterances:
+            ends = f"{self.offsets[0]} to {self.offsets[-1]}"
+            return f"offsets: expected to run from 0 to {utterances}, got {ends}"
+        falling = np.flatnonzero(np.diff(self.offsets) < 0)
+        if len(falling):
+            return f"offsets: must not fall, but do after dialogue {falling[0]}"
+        empty = np.flatnonzero(np.diff(self.offsets) == 0)
+        if len(empty):
+            return f"dialogue {self.dialogue_ids[empty[0]]!r} has no utterance; leave it out"
+        if self.split.shape != (dialogues,):
+            return f"split: expected ({dialogues},), got {self.split.shape}"
+        unknown = sorted(set(self.split.tolist()) - set(SPLITS))
+        if unknown:
+            return f"split: expected {', '.join(SPLITS)}, got {unknown[0]!r}"
+        classes = len(self.label_names)
+        if len(set(self.label_names.tolist())) != classes:
+            return "label_names: a name stands twice"
+        known = self.labels[self.labels != IGNORE_INDEX]
+        if len(known) and (known.min() < 0 or known.max() >= classes):
+            return (
+                f"labels: expected 0 to {classes - 1}, or {IGNORE_INDEX} for unlabelled,"
+                f" got {known.min()} to {known.max()}"
+            )
+        return None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Corpus:
+        """Read a corpus from ``path``; never unpickles.
+
+        Raises:
+            UserError: a file that is missing, unreadable or not a corpus.
+        """
+        path = Path(path)
+        arrays = read_arrays(path)
+        needed = [*_INTEGER_ARRAYS, *_STRING_ARRAYS]
+        missing = [key for key in needed if key not in arrays]
+        if missing:
+            raise UserError(
+                f"{path}: not a corpus: no array {missing[0]!r} (has {', '.join(arrays) or 'none'})"
+            )
+        for key in _INTEGER_ARRAYS:
+            if arrays[key].dtype.kind not in "iu":
+                raise UserError(f"{path}: {key}: expected integers, got {arrays[key].dtype}")
+        for key in needed:
+            if arrays[key].ndim != 1:
+                raise UserError(f"{path}: {key}: expected one axis, got shape {arrays[key].shape}")
+        return cls(
+            name=path.stem,
+            features={m: as_features(path, m, arrays[m]) for m in MODALITIES if m in arrays},
+            labels=arrays["labels"].astype(np.int64),
+            speakers=arrays["speakers"].astype(np.int64),
+            offsets=arrays["offsets"].astype(np.int64),
+            dialogue_ids=arrays["dialogue_ids"].astype(np.str_),
+            split=arrays["split"].astype(np.str_),
+            label_names=arrays["label_names"].astype(np.str_),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the corpus to ``path``, whole or not at all."""
+        arrays = {**self.features, **{key: getattr(self, key) for key in _INTEGER_ARRAYS + _STRING_ARRAYS}}
+        write_whole(Path(path), lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of emotions."""
+        return len(self.label_names)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Modality → width of its features."""
+        return {modality: rows.shape[1] for modality, rows in self.features.items()}
+
+    def dialogues(self, split: str) -> NDArray[np.int64]:
+        """Indices of the dialogues of a split."""
+        return np.flatnonzero(self.split == split)
+
+    def rows(self, dialogues: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices of the utterances of some dialogues, in order."""
+        spans = [np.arange(self.offsets[d], self.offsets[d + 1]) for d in dialogues]
+        return np.concatenate(spans) if spans else np.empty(0, np.int64)
+
+    def class_counts(self, dialogues: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``(C,)`` labelled utterances of each class in some dialogues."""
+        labels = self.labels[self.rows(dialogues)]
+        return np.bincount(labels[labels != IGNORE_INDEX], minlength=self.num_classes).astype(np.int64)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents: the same for the same arrays, whatever the file."""
+        digest = hashlib.sha256()
+        for key in (*self.features, *_INTEGER_ARRAYS, *_STRING_ARRAYS):
+            array = self.features[key] if key in self.features else getattr(self, key)
+            digest.update(f"{key}{array.shape}".encode())
+            digest.update("\0".join(array.tolist()).encode() if array.dtype.kind == "U" else array.tobytes())
+        return digest.hexdigest()
+
+    def with_validation(self, fraction: float) -> Corpus:
+        """The corpus with a validation split; one that is there stays as it is.
+
+        Of 200 seeded draws of ``fraction`` of the training dialogues, the one is taken whose share of each
+        class is closest to that of the training set: a small validation set is noisy enough without a skew.
+        """
+        train = self.dialogues("train")
+        if len(self.dialogues("valid")):
+            return self
+        size = round(fraction * len(train))
+        if not 0 < size < len(train):
+            raise UserError(
+                f"corpus {self.name}: cannot cut a validation set of {fraction:g}"
+                f" from {len(train)} training dialogues"
+            )
+        generator = np.random.default_rng(0)
+        draws = [generator.permutation(train)[:size] for _ in range(200)]
+        whole = self.class_counts(train)
+        target = whole / max(whole.sum(), 1)
+
+        def skew(draw: NDArray[np.int64]) -> float:
+            counts = self.class_counts(draw)
+            return float(np.abs(counts / max(counts.sum(), 1) - target).sum())
+
+        split = self.split.astype("<U5")
+        split[min(draws, key=skew)] = "valid"
+        return replace(self, split=split)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array of an ``.npz``; a UserError in one line for whatever is wrong with the file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"{path}: expected an .npz archive, got a single array")
+            return {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; give the .npz file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise UserError(
+            f"{path}: not a readable .npz file, or cut short (objects and pickles are refused)"
+        ) from None
+
+
+def as_features(path: Path, modality: str, rows: NDArray[Any]) -> NDArray[np.float32]:
+    """``rows`` as float32 features, or a UserError."""
+    if rows.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {modality}: expected numbers, got {rows.dtype}")
+    return np.ascontiguousarray(rows, dtype=np.float32)

@@ -1,0 +1,114 @@
+"""Predictions of the dialogues of a corpus, and the field's metrics of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+
+from merc_model.config import IGNORE_INDEX
+from merc_model.data.batch import batches
+from merc_model.data.corpus import Corpus
+from merc_model.errors import UserError
+from merc_model.model import MercModel
+
+FUSED = "fused"
+_BATCH_DIALOGUES = 16
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """U utterances, in the order of the dialogues asked for.
+
+    Attributes:
+        labels: ``(U,)``, -100 where unlabelled.
+        probabilities: head → ``(U, C)``; the heads are ``fused`` and each modality's own.
+        embeddings: ``(U, P)``, where the contrastive loss works.
+    """
+
+    labels: NDArray[np.int64]
+    probabilities: dict[str, NDArray[np.float32]]
+    embeddings: NDArray[np.float32]
+
+    def metrics(self, label_names: Sequence[str], head: str = FUSED) -> dict[str, Any]:
+        """The metrics of one head over the labelled utterances."""
+        known = self.labels != IGNORE_INDEX
+        return metrics(self.labels[known], self.probabilities[head][known].argmax(axis=1), label_names)
+
+
+@torch.inference_mode()
+def predict(
+    model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop: Sequence[str] = ()
+) -> Predictions:
+    """What the model says of some dialogues of a corpus, without the modalities in ``drop``.
+
+    Raises:
+        UserError: features or emotions other than those the model was trained on.
+    """
+    _check(model, corpus, drop)
+    model.eval()
+    device = model.prototypes.device
+    labels: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    embeddings: list[NDArray[np.float32]] = []
+    probabilities: dict[str, list[NDArray[np.float32]]] = {head: [] for head in (FUSED, *model.modalities)}
+    for batch in batches(corpus, dialogues, _BATCH_DIALOGUES, device):
+        for modality in drop:
+            batch = batch.without(modality)
+        output = model(batch)
+        real = batch.utterance_mask
+        labels.append(batch.labels[real].cpu().numpy())
+        embeddings.append(output.embeddings[real].float().cpu().numpy())
+        for head, logits in {FUSED: output.logits, **output.modality_logits}.items():
+            probabilities[head].append(logits[real].float().softmax(dim=-1).cpu().numpy())
+    return Predictions(
+        np.concatenate(labels),
+        {head: np.concatenate(parts) for head, parts in probabilities.items()},
+        np.concatenate(embeddings),
+    )
+
+
+def metrics(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], label_names: Sequence[str]
+) -> dict[str, Any]:
+    """Weighted and macro F1, accuracy, unweighted accuracy (UAR), F1 a class and the confusion matrix.
+
+    Macro F1 and UAR are means over the classes that occur in ``labels``.
+    """
+    classes = np.arange(len(label_names))
+    occurring = np.unique(labels)
+    f1 = f1_score(labels, predicted, labels=classes, average=None, zero_division=0)
+    averages = {"labels": occurring, "average": "macro", "zero_division": 0}
+    return {
+        "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
+        "macro_f1": float(f1_score(labels, predicted, **averages)),
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "uar": float(recall_score(labels, predicted, **averages)),
+        "f1": {str(name): float(score) for name, score in zip(label_names, f1, strict=True)},
+        "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "utterances": len(labels),
+    }
+
+
+def _check(model: MercModel, corpus: Corpus, drop: Sequence[str]) -> None:
+    for modality, dim in corpus.dims.items():
+        expected = model.dims.get(modality)
+        if expected is None:
+            known = ", ".join(model.modalities)
+            raise UserError(f"corpus {corpus.name}: {modality} was never seen in training (the model knows {known})")
+        if dim != expected:
+            raise UserError(f"corpus {corpus.name}: {modality}: expected {expected} features a row, got {dim}")
+    if corpus.label_names.tolist() != model.label_names:
+        raise UserError(
+            f"corpus {corpus.name}: label_names: expected {', '.join(model.label_names)},"
+            f" got {', '.join(corpus.label_names)}"
+        )
+    for modality in drop:
+        if modality not in corpus.features:
+            raise UserError(f"cannot drop {modality!r}: the corpus has {', '.join(corpus.features)}")
+    if set(corpus.features) <= set(drop):
+        raise UserError("cannot drop every modality of the corpus: nothing would be left to predict from")

@@ -1,0 +1,85 @@
+"""The MERC-KDC network: an encoder and a head a modality, a fusion, a classifier, label prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from merc_model.config import MODALITIES, TEACHER, Config
+from merc_model.data.batch import Batch
+from merc_model.encoders import DialogueEncoder
+from merc_model.errors import UserError
+from merc_model.fusion import MeanFusion, TextLedFusion
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network says of a batch.
+
+    Attributes:
+        logits: ``(B, L, C)`` of the fused states.
+        embeddings: ``(B, L, P)`` fused states through the projection head, for the contrastive loss.
+        modality_logits: modality → ``(B, L, C)`` of its own head.
+    """
+
+    logits: Tensor
+    embeddings: Tensor
+    modality_logits: dict[str, Tensor]
+
+
+class MercModel(nn.Module):
+    """MERC-KDC.
+
+    Args:
+        dims: modality → width of its features; text must be among them.
+        label_names: the C emotions.
+        config: the sizes and switches.
+
+    Raises:
+        UserError: no text.
+    """
+
+    def __init__(self, dims: Mapping[str, int], label_names: Sequence[str], config: Config) -> None:
+        super().__init__()
+        if TEACHER not in dims:
+            raise UserError(f"the corpus has no text, and text is the teacher; it has {', '.join(dims) or 'nothing'}")
+        self.modalities = [modality for modality in MODALITIES if modality in dims]
+        self.label_names = [str(name) for name in label_names]
+        hidden, num_classes = config.hidden_dim, len(self.label_names)
+        self.encoders = nn.ModuleDict({m: DialogueEncoder(dims[m], config) for m in self.modalities})
+        self.heads = nn.ModuleDict({m: nn.Linear(hidden, num_classes) for m in self.modalities})
+        self.fusion = (TextLedFusion if config.text_leading else MeanFusion)(self.modalities, config)
+        self.classifier = nn.Linear(hidden, num_classes)
+        self.projection = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, config.projection_dim)
+        )
+        self.prototypes = nn.Parameter(torch.randn(num_classes, config.projection_dim))
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Modality → width of the features it expects."""
+        return {m: self.encoders[m].project.in_features for m in self.modalities}
+
+    @property
+    def students(self) -> list[str]:
+        """The modalities that learn from text."""
+        return [modality for modality in self.modalities if modality != TEACHER]
+
+    def encode(self, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states ``(B, L, H)`` and logits ``(B, L, C)`` of one modality by itself."""
+        hidden = self.encoders[modality](
+            batch.features[modality], batch.present[modality], batch.speakers, batch.utterance_mask
+        )
+        return hidden, self.heads[modality](hidden)
+
+    def forward(self, batch: Batch) -> Output:
+        """All modalities, fused; one that the batch lacks is missing in every utterance."""
+        batch = batch.completed(self.dims)
+        hidden, modality_logits = {}, {}
+        for modality in self.modalities:
+            hidden[modality], modality_logits[modality] = self.encode(modality, batch)
+        fused = self.fusion(hidden, batch.present)
+        return Output(self.classifier(fused), self.projection(fused), modality_logits)
