@@ -119,10 +119,33 @@ class Config:
 
 
 _POSITIVE = {
-    *("hidden_dim", "layers", "heads", "speaker_slots", "projection_dim", "epochs", "patience", "batch_dialogues"),
-    *("learning_rate", "clip_norm", "kd_temperature", "feature_kd_temperature", "fcl_temperature", "shift_limit"),
+    *(
+        "hidden_dim",
+        "layers",
+        "heads",
+        "speaker_slots",
+        "projection_dim",
+        "epochs",
+        "patience",
+        "batch_dialogues",
+    ),
+    *(
+        "learning_rate",
+        "clip_norm",
+        "kd_temperature",
+        "feature_kd_temperature",
+        "fcl_temperature",
+        "shift_limit",
+    ),
 }
-_BELOW_ONE = {"dropout", "warmup", "average_decay", "label_smoothing", "modality_dropout", "validation_fraction"}
+_BELOW_ONE = {
+    "dropout",
+    "warmup",
+    "average_decay",
+    "label_smoothing",
+    "modality_dropout",
+    "validation_fraction",
+}
 
 
 def _problem(name: str, value: object, hint: Any) -> str | None:
@@ -145,7 +168,7 @@ def _problem(name: str, value: object, hint: Any) -> str | None:
 
 def presets() -> list[str]:
     """Names that ``--preset`` takes."""
-    folder = resources.files("merc_model.presets")
+    folder = resources.files("merc_model").joinpath("presets")
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
@@ -153,7 +176,7 @@ def load_preset(name: str) -> Config:
     """The configuration of a preset; a UserError for an unknown name."""
     if name not in presets():
         raise UserError(f"no preset {name!r}; there are: {', '.join(presets())}")
-    text = resources.files("merc_model.presets").joinpath(f"{name}.toml").read_text("utf-8")
+    text = resources.files("merc_model").joinpath("presets", f"{name}.toml").read_text("utf-8")
     return Config().changed(tomllib.loads(text))
 
 

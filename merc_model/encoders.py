@@ -56,6 +56,7 @@ class DialogueEncoder(nn.Module):
 
     def __init__(self, input_dim: int, config: Config) -> None:
         super().__init__()
+        self.input_dim = input_dim
         self.standardize = Standardize(input_dim)
         self.project = nn.Linear(input_dim, config.hidden_dim)
         self.missing = nn.Parameter(torch.zeros(config.hidden_dim))

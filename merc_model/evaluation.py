@@ -42,9 +42,7 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict(
-    model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop: Sequence[str] = ()
-) -> Predictions:
+def predict(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop: Sequence[str] = ()) -> Predictions:
     """What the model says of some dialogues of a corpus, without the modalities in ``drop``.
 
     Raises:
@@ -72,9 +70,7 @@ def predict(
     )
 
 
-def metrics(
-    labels: NDArray[np.int64], predicted: NDArray[np.int64], label_names: Sequence[str]
-) -> dict[str, Any]:
+def metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64], label_names: Sequence[str]) -> dict[str, Any]:
     """Weighted and macro F1, accuracy, unweighted accuracy (UAR), F1 a class and the confusion matrix.
 
     Macro F1 and UAR are means over the classes that occur in ``labels``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -53,24 +54,26 @@ class MercModel(nn.Module):
         self.heads = nn.ModuleDict({m: nn.Linear(hidden, num_classes) for m in self.modalities})
         self.fusion = (TextLedFusion if config.text_leading else MeanFusion)(self.modalities, config)
         self.classifier = nn.Linear(hidden, num_classes)
-        self.projection = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, config.projection_dim)
-        )
+        self.projection = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, config.projection_dim))
         self.prototypes = nn.Parameter(torch.randn(num_classes, config.projection_dim))
 
     @property
     def dims(self) -> dict[str, int]:
         """Modality → width of the features it expects."""
-        return {m: self.encoders[m].project.in_features for m in self.modalities}
+        return {modality: self.encoder(modality).input_dim for modality in self.modalities}
 
     @property
     def students(self) -> list[str]:
         """The modalities that learn from text."""
         return [modality for modality in self.modalities if modality != TEACHER]
 
+    def encoder(self, modality: str) -> DialogueEncoder:
+        """The encoder of one modality."""
+        return cast(DialogueEncoder, self.encoders[modality])
+
     def encode(self, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states ``(B, L, H)`` and logits ``(B, L, C)`` of one modality by itself."""
-        hidden = self.encoders[modality](
+        hidden = self.encoder(modality)(
             batch.features[modality], batch.present[modality], batch.speakers, batch.utterance_mask
         )
         return hidden, self.heads[modality](hidden)

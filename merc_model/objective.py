@@ -44,7 +44,7 @@ class Objective(nn.Module):
         """Stage 2: cross entropy of a student, and the teacher's responses and relations distilled into it.
 
         The teacher's encoder and head are in evaluation mode here: they are frozen, and predict without dropout.
-       """
+        """
         hidden, logits = model.encode(modality, batch)
         terms = {"ce_loss": (1.0, self._cross_entropy(logits, batch))}
         if self.config.kd or self.config.feature_kd:
@@ -52,9 +52,7 @@ class Objective(nn.Module):
                 teacher_hidden, teacher_logits = model.encode(TEACHER, batch)
             real = batch.utterance_mask
             if self.config.kd:
-                response = kd_divergence(
-                    logits[real], teacher_logits[real], temperature=self.config.kd_temperature
-                )
+                response = kd_divergence(logits[real], teacher_logits[real], temperature=self.config.kd_temperature)
                 terms["kd_loss"] = (self.config.kd_weight, response)
             if self.config.feature_kd:
                 relation = self._relation_divergence(hidden[real], teacher_hidden[real])
@@ -89,7 +87,7 @@ class Objective(nn.Module):
         return summed / (batch.labels != IGNORE_INDEX).sum().clamp_min(1)
 
     def _relation_divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """KL between row-softmaxed relation matrices of a batch's utterances: T·Tᵀ and T·Sᵀ, rows normalised (TelME)."""
+        """TelME's: KL between the softmaxed rows of T·Tᵀ and T·Sᵀ, T and S a batch's unit hidden states."""
         student, teacher = F.normalize(student.float(), dim=-1), F.normalize(teacher.float(), dim=-1)
         temperature = self.config.feature_kd_temperature
         return kd_divergence(teacher @ student.T, teacher @ teacher.T, temperature=temperature, scale_by_t2=False)

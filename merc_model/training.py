@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def stages(model: MercModel, objective: Objective, config: Config) -> list[Stage
         )
 
     slow = config.encoder_learning_rate_scale
-    fusion: dict[nn.Module, float] = {child: 1.0 for child in model.children()}
+    fusion: dict[nn.Module, float] = dict.fromkeys(model.children(), 1.0)
     fusion |= {model.encoders: slow, model.heads: slow}
     return [
         Stage("teacher", TEACHER, alone(TEACHER), lambda batch: objective.teacher(model, batch)),
@@ -105,15 +105,18 @@ class Training:
         training_rows = corpus.rows(self.dialogues["train"])
         for modality in self.model.modalities:
             rows = torch.from_numpy(corpus.features[modality][training_rows])
-            self.model.encoders[modality].standardize.fit(rows)
+            self.model.encoder(modality).standardize.fit(rows)
         self.model.to(device)
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
         self.objective = Objective(config, counts).to(device)
         self.stages = stages(self.model, self.objective, config)
         self.history: list[dict[str, Any]] = []
         self.stage_metrics: dict[str, dict[str, Any]] = {}
-        self.seconds = {stage.kind: 0.0 for stage in self.stages}
+        self.seconds = dict.fromkeys(("teacher", "students", "fusion"), 0.0)
         self._stage, self._epoch = 0, 0
+        self._best: dict[str, Any]
+        self._optimizer: torch.optim.Optimizer
+        self._average: AveragedModel
         self._start_stage()
 
     @property
@@ -158,7 +161,7 @@ class Training:
         self.stage_metrics, self.seconds = state["stage_metrics"], state["seconds"]
 
     def _start_stage(self) -> None:
-        self._best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": {}}
+        self._best = {"score": -1.0, "epoch": 0, "weights": {}}
         stage = self.stages[min(self._stage, len(self.stages) - 1)]
         self.model.requires_grad_(False)
         groups = []
@@ -171,7 +174,7 @@ class Training:
         self._optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
         for group in self._optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-        average = get_ema_multi_avg_fn(self.config.average_decay)
+        average = get_ema_multi_avg_fn(self.config.average_decay)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(self.model, multi_avg_fn=average)
 
     def _stage_over(self) -> bool:
@@ -207,12 +210,18 @@ class Training:
         means = {name: float(value) / steps for name, value in sums.items()}
         if not math.isfinite(means["loss"]):
             raise UserError(
-                f"stage {stage.name}, epoch {self._epoch}: the loss is {means['loss']}; lower learning_rate or the loss weights"
+                f"stage {stage.name}, epoch {self._epoch}: the loss is {means['loss']};"
+                " lower learning_rate or the weights of the losses"
             )
         score = self._validate(stage)
         seconds = time.perf_counter() - started
         self.seconds[stage.kind] += seconds
-        row = {"stage": stage.name, "epoch": self._epoch, **means, f"{self.config.select_on}_weighted_f1": score}
+        row = {
+            "stage": stage.name,
+            "epoch": self._epoch,
+            **means,
+            f"{self.config.select_on}_weighted_f1": score,
+        }
         row |= {"learning_rate": self._optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
         self.history.append(row)
         return row
@@ -225,7 +234,7 @@ class Training:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             losses = stage.losses(batch)
         self._optimizer.zero_grad()
-        losses["loss"].backward()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         self._optimizer.step()
@@ -244,7 +253,7 @@ class Training:
             group["lr"] = group["peak_lr"] * scale
 
     def _validate(self, stage: Stage) -> float:
-        averaged: MercModel = self._average.module
+        averaged = cast(MercModel, self._average.module)
         predictions = predict(averaged, self.corpus, self.dialogues[self.config.select_on])
         score: float = predictions.metrics(self.model.label_names, stage.head)["weighted_f1"]
         if score > self._best["score"]:

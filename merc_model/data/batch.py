@@ -59,7 +59,10 @@ class Batch:
         shape, device = self.utterance_mask.shape, self.utterance_mask.device
         return replace(
             self,
-            features={**self.features, **{m: torch.zeros(*shape, dim, device=device) for m, dim in lacking.items()}},
+            features={
+                **self.features,
+                **{m: torch.zeros(*shape, dim, device=device) for m, dim in lacking.items()},
+            },
             present={**self.present, **{m: torch.zeros_like(self.utterance_mask) for m in lacking}},
         )
 
@@ -75,7 +78,9 @@ def collate(corpus: Corpus, dialogues: NDArray[np.int64]) -> Batch:
         table[mask] = values
         return torch.from_numpy(table)
 
-    present = {modality: ~np.isnan(values[rows]).any(axis=1) for modality, values in corpus.features.items()}
+    present = {
+        modality: np.logical_not(np.isnan(values[rows]).any(axis=1)) for modality, values in corpus.features.items()
+    }
     return Batch(
         features={
             modality: padded(np.where(present[modality][:, None], values[rows], np.float32(0)), 0)
@@ -88,9 +93,7 @@ def collate(corpus: Corpus, dialogues: NDArray[np.int64]) -> Batch:
     )
 
 
-def batches(
-    corpus: Corpus, dialogues: NDArray[np.int64], size: int, device: torch.device
-) -> Iterator[Batch]:
+def batches(corpus: Corpus, dialogues: NDArray[np.int64], size: int, device: torch.device) -> Iterator[Batch]:
     """Some dialogues of a corpus, ``size`` at a time, in the order given."""
     for start in range(0, len(dialogues), size):
         yield collate(corpus, dialogues[start : start + size]).to(device)

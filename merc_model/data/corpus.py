@@ -16,7 +16,6 @@ label_names          (C,) str
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +67,8 @@ class Corpus:
     def _problem(self) -> str | None:
         """The first contradiction, in words, or None."""
         utterances, dialogues = len(self.labels), len(self.dialogue_ids)
+        if not dialogues:
+            return "dialogue_ids: no dialogue"
         if not self.features:
             return f"no features: give at least one of {', '.join(MODALITIES)}"
         for modality, rows in self.features.items():
@@ -84,9 +85,7 @@ class Corpus:
         if utterances and self.speakers.min() < 0:
             return f"speakers: expected indices from 0, got {self.speakers.min()}"
         if self.offsets.shape != (dialogues + 1,):
-            return (
-                f"offsets: expected ({dialogues + 1},), one more than dialogue_ids, got {self.offsets.shape}"
-            )
+            return f"offsets: expected ({dialogues + 1},), one more than dialogue_ids, got {self.offsets.shape}"
         if self.offsets[0] != 0 or self.offsets[-1] != utterances:
             ends = f"{self.offsets[0]} to {self.offsets[-1]}"
             return f"offsets: expected to run from 0 to {utterances}, got {ends}"
@@ -95,7 +94,7 @@ class Corpus:
             return f"offsets: must not fall, but do after dialogue {falling[0]}"
         empty = np.flatnonzero(np.diff(self.offsets) == 0)
         if len(empty):
-            return f"dialogue {self.dialogue_ids[empty[0]]!r} has no utterance; leave it out"
+            return f"dialogue {str(self.dialogue_ids[empty[0]])!r} has no utterance; leave it out"
         if self.split.shape != (dialogues,):
             return f"split: expected ({dialogues},), got {self.split.shape}"
         unknown = sorted(set(self.split.tolist()) - set(SPLITS))
@@ -124,12 +123,13 @@ class Corpus:
         needed = [*_INTEGER_ARRAYS, *_STRING_ARRAYS]
         missing = [key for key in needed if key not in arrays]
         if missing:
-            raise UserError(
-                f"{path}: not a corpus: no array {missing[0]!r} (has {', '.join(arrays) or 'none'})"
-            )
+            raise UserError(f"{path}: not a corpus: no array {missing[0]!r} (has {', '.join(arrays) or 'none'})")
         for key in _INTEGER_ARRAYS:
             if arrays[key].dtype.kind not in "iu":
                 raise UserError(f"{path}: {key}: expected integers, got {arrays[key].dtype}")
+        for key in _STRING_ARRAYS:
+            if arrays[key].dtype.kind != "U":
+                raise UserError(f"{path}: {key}: expected strings, got {arrays[key].dtype}")
         for key in needed:
             if arrays[key].ndim != 1:
                 raise UserError(f"{path}: {key}: expected one axis, got shape {arrays[key].shape}")
@@ -176,7 +176,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """SHA-256 of the contents: the same for the same arrays, whatever the file."""
         digest = hashlib.sha256()
-        for key in (*self.features, *_INTEGER_ARRAYS, *_STRING_ARRAYS):
+        for key in (*sorted(self.features), *_INTEGER_ARRAYS, *_STRING_ARRAYS):
             array = self.features[key] if key in self.features else getattr(self, key)
             digest.update(f"{key}{array.shape}".encode())
             digest.update("\0".join(array.tolist()).encode() if array.dtype.kind == "U" else array.tobytes())
@@ -194,8 +194,7 @@ class Corpus:
         size = round(fraction * len(train))
         if not 0 < size < len(train):
             raise UserError(
-                f"corpus {self.name}: cannot cut a validation set of {fraction:g}"
-                f" from {len(train)} training dialogues"
+                f"corpus {self.name}: cannot cut a validation set of {fraction:g} from {len(train)} training dialogues"
             )
         generator = np.random.default_rng(0)
         draws = [generator.permutation(train)[:size] for _ in range(200)]
@@ -214,24 +213,26 @@ class Corpus:
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every array of an ``.npz``; a UserError in one line for whatever is wrong with the file."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:  # np.load would leave its own open where the archive is broken
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path}: expected an .npz archive, got a single array")
             return {key: archive[key] for key in archive.files}
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; give the .npz file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(
-            f"{path}: not a readable .npz file, or cut short (objects and pickles are refused)"
-        ) from None
+    except Exception:  # a damaged archive can raise anything: zlib.error, NotImplementedError, MemoryError, ...
+        raise UserError(f"{path}: not a readable .npz file, or cut short (objects and pickles are refused)") from None
 
 
 def as_features(path: Path, modality: str, rows: NDArray[Any]) -> NDArray[np.float32]:
     """``rows`` as float32 features, or a UserError."""
     if rows.dtype.kind not in "fiu":
         raise UserError(f"{path}: {modality}: expected numbers, got {rows.dtype}")
-    return np.ascontiguousarray(rows, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which Corpus refuses
+        return np.ascontiguousarray(rows, dtype=np.float32)

@@ -72,17 +72,13 @@ def synthetic(seed: int = 0, dialogues: int = 72, lengths: tuple[int, int] = (15
     sizes = generator.integers(lengths[0], lengths[1], dialogues, endpoint=True)
     parties = generator.choice([2, 3], dialogues, p=[0.85, 0.15])
     moods = _moods(generator)
-    turns = [
-        _conversation(generator, moods, int(size), int(count))
-        for size, count in zip(sizes, parties, strict=True)
-    ]
+    turns = [_conversation(generator, moods, int(size), int(count)) for size, count in zip(sizes, parties, strict=True)]
     labels = np.concatenate([emotions for emotions, _ in turns])
     speakers = np.concatenate([who for _, who in turns])
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     dialogue = np.repeat(np.arange(dialogues), sizes)
     features = {
-        modality: _features(generator, sense, labels, dialogue, speakers)
-        for modality, sense in _SENSES.items()
+        modality: _features(generator, sense, labels, dialogue, speakers) for modality, sense in _SENSES.items()
     }
     order = ("train", "test", "valid", "train", "train", "test", "train", "train")
     return Corpus(
@@ -137,11 +133,7 @@ def _features(
     centres = sense.group * groups[list(sense.groups)] + sense.own * owns
     habits = sense.speaker * generator.standard_normal((dialogue[-1] + 1, speakers.max() + 1, sense.dim))
     shown = generator.uniform(0.0, 2.0, (len(labels), 1))  # how much of the emotion an utterance shows
-    rows = (
-        shown * centres[labels]
-        + habits[dialogue, speakers]
-        + generator.standard_normal((len(labels), sense.dim))
-    )
+    rows = shown * centres[labels] + habits[dialogue, speakers] + generator.standard_normal((len(labels), sense.dim))
     units = generator.choice(sense.units, sense.dim)
     rows = units * (rows + 3.0 * generator.standard_normal(sense.dim))
     gone = generator.random(len(labels)) < sense.missing

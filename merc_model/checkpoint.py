@@ -1,0 +1,175 @@
+"""The files of a run folder: what is in them, how they are written and read.
+
+config.json        the resolved configuration, the seed and the corpus (name, sizes, hash)
+model.safetensors  the weights, and each feature's mean and sd under ``encoders.<modality>.standardize``
+history.jsonl      a row an epoch
+metrics.json       written last: a folder that has it is a finished run
+resume.pt          the trainer's state, there only until the run is finished
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from merc_kernels import __version__
+from merc_model.config import Config
+from merc_model.data.corpus import Corpus
+from merc_model.errors import UserError
+from merc_model.files import write_whole
+from merc_model.model import MercModel
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """config.json: what a run was started with.
+
+    Attributes:
+        config: the resolved configuration.
+        seed: of the run.
+        label_names: the C emotions.
+        corpus: name, source (path, or None for the embedded one), sha256, dims, utterances and dialogues a split.
+    """
+
+    config: Config
+    seed: int
+    label_names: list[str]
+    corpus: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: Config, seed: int, corpus: Corpus, source: Path | None) -> Record:
+        """The record of a run on ``corpus``, read from ``source`` (None: embedded)."""
+        dialogues = {split: corpus.dialogues(split) for split in ("train", "valid", "test")}
+        facts = {
+            "name": corpus.name,
+            "source": None if source is None else str(source.resolve()),
+            "sha256": corpus.fingerprint(),
+            "dims": corpus.dims,
+            "dialogues": {split: len(indices) for split, indices in dialogues.items()},
+            "utterances": {split: len(corpus.rows(indices)) for split, indices in dialogues.items()},
+        }
+        return cls(config, seed, corpus.label_names.tolist(), facts)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended and all its files are there."""
+        return (self.path / "metrics.json").is_file()
+
+    def create(self, record: Record) -> None:
+        """Make the folder and its config.json; a UserError where the folder is already there."""
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(f"{self.path} exists; go on in it with --resume, or give another --out") from None
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made: {error.strerror or error}") from None
+        statistics = "model.safetensors: encoders.<modality>.standardize.mean and .sd"
+        self.write_json(
+            "config.json",
+            {"format": FORMAT, "version": __version__, "feature_statistics": statistics} | dataclasses.asdict(record),
+        )
+
+    def record(self) -> Record:
+        """config.json, read back."""
+        values = self.read_json("config.json")
+        if values.get("format") != FORMAT:
+            raise UserError(f"{self.path}: run format {values.get('format')!r}; this version reads {FORMAT}")
+        try:
+            config = Config().changed(values["config"])
+            return Record(config, values["seed"], values["label_names"], values["corpus"])
+        except KeyError as error:
+            raise UserError(f"{self.path / 'config.json'}: no {error.args[0]!r}; the file was changed") from None
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the folder's JSON files."""
+        path = self.path / name
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.path} is not a run folder: it has no {name}") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except ValueError:
+            raise UserError(f"{path}: not valid JSON; the file was changed") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: expected a JSON object; the file was changed")
+        return values
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """One of the folder's JSON files, whole."""
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        write_whole(self.path / name, lambda file: file.write(text.encode()))
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """history.jsonl, whole: it never says more than the run has done."""
+        text = "".join(json.dumps(row) + "\n" for row in history)
+        write_whole(self.path / "history.jsonl", lambda file: file.write(text.encode()))
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """resume.pt."""
+        buffer = io.BytesIO()  # torch.save to a file on a full disk raises what is no OSError
+        torch.save(state, buffer)
+        write_whole(self.path / "resume.pt", lambda file: file.write(buffer.getbuffer()))
+
+    def read_state(self, device: torch.device) -> dict[str, Any] | None:
+        """resume.pt, or None where nothing was saved yet."""
+        path = self.path / "resume.pt"
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # a damaged file can fail in any way inside torch
+            raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start anew") from None
+        return state
+
+    def write_model(self, model: MercModel) -> None:
+        """model.safetensors."""
+        tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+        data = safetensors.torch.save(tensors, {"format": "pt", "merc_format": str(FORMAT)})
+        write_whole(self.path / "model.safetensors", lambda file: file.write(data))
+
+    def read_model(self, device: torch.device) -> MercModel:
+        """The trained model, in evaluation mode."""
+        record = self.record()
+        path = self.path / "model.safetensors"
+        model = MercModel(record.corpus["dims"], record.label_names, record.config)
+        try:
+            model.load_state_dict(safetensors.torch.load_file(path))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path} has no model yet; finish it with merc train --out {self.path} --resume"
+            ) from None
+        except (OSError, SafetensorError, RuntimeError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"{path}: does not hold the weights of this run's config.json: {first}") from None
+        return model.to(device).eval()
+
+
+def load(run: str | Path, device: str | torch.device = "cpu") -> MercModel:
+    """The model of a run folder, ready to predict.
+
+    Args:
+        run: a folder that ``merc train`` wrote.
+        device: where the model goes.
+
+    Raises:
+        UserError: not a run folder, an unfinished run, or damaged files.
+    """
+    return RunFolder(Path(run)).read_model(torch.device(device))

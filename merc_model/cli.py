@@ -1,0 +1,253 @@
+"""The command ``merc``: train, evaluate, predict, convert, info."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+import merc_kernels
+from merc_model import report
+from merc_model.checkpoint import Record, RunFolder, load
+from merc_model.config import MODALITIES, Config, load_preset, parse_settings, presets
+from merc_model.data.community import LAYOUTS, convert
+from merc_model.data.conversation import read_conversation
+from merc_model.data.corpus import SPLITS, Corpus
+from merc_model.data.synthetic import synthetic
+from merc_model.errors import UserError
+from merc_model.evaluation import FUSED, Predictions, predict
+from merc_model.files import write_whole
+from merc_model.run import summarize, train
+
+_MADE_UP = "synthetic data: the figures say that the software works, nothing about people"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 when done, 2 after a mistake of the user's, 130 when interrupted."""
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"merc: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("merc: interrupted; merc train goes on from its last save with --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="merc", description="Emotion recognition in conversation with MERC-KDC.")
+    parser.add_argument("--version", action="version", version=f"merc-kdc {merc_kernels.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    command = commands.add_parser("train", help="train teacher, students and fusion; write a run folder")
+    command.set_defaults(run=_train)
+    command.add_argument(
+        "--data", type=Path, metavar="CORPUS", help="corpus .npz (default: the embedded synthetic one)"
+    )
+    command.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(presets())}")
+    command.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="key=value", help="settings to change"
+    )
+    seeds = command.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, metavar="N")
+    seeds.add_argument("--seeds", type=int, metavar="N", help="train seeds 0 to N-1 and summarise them")
+    command.add_argument(
+        "--device", default="auto", metavar="D", help="cpu, cuda, … (default: cuda where there is one)"
+    )
+    command.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: runs/NAME-OF-CORPUS)")
+    command.add_argument("--resume", action="store_true", help="go on in RUN; start it where it is not there")
+
+    command = commands.add_parser("evaluate", help="metrics of a run on a corpus")
+    command.set_defaults(run=_evaluate)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--data", type=Path, metavar="CORPUS", help="default: the corpus of the run")
+    command.add_argument("--split", choices=SPLITS, default="test")
+    command.add_argument("--drop", type=_modalities, default=[], metavar="MODALITIES", help="such as audio,visual")
+    command.add_argument("--device", default="auto", metavar="D")
+
+    command = commands.add_parser("predict", help="emotions of one conversation, and its timeline as a picture")
+    command.set_defaults(run=_predict)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("conversation", type=Path, metavar="CONVERSATION", help=".npz or .json")
+    command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: print, as CSV)")
+    command.add_argument("--device", default="auto", metavar="D")
+
+    command = commands.add_parser("convert", help="the field's pickles to a corpus .npz, read safely")
+    command.set_defaults(run=_convert)
+    command.add_argument("files", nargs="+", type=Path, metavar="FILES")
+    command.add_argument("--out", type=Path, required=True, metavar="CORPUS.npz")
+    command.add_argument(
+        "--layout", choices=sorted(LAYOUTS), metavar="NAME", help=f"one of {', '.join(sorted(LAYOUTS))}"
+    )
+
+    commands.add_parser("info", help="versions, devices, backends").set_defaults(run=_info)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    device = _device(options.device)
+    config = load_preset(options.preset) if options.preset else _default_config(options.data)
+    config = config.changed(parse_settings(options.set))
+    corpus = _corpus(options.data).with_validation(config.validation_fraction)
+    out: Path = options.out or Path("runs") / corpus.name
+    if options.seeds is None:
+        runs = {options.seed: out}
+    elif options.seeds < 1:
+        raise UserError(f"--seeds: expected at least 1, got {options.seeds}")
+    else:
+        runs = {seed: out / f"seed-{seed}" for seed in range(options.seeds)}
+    if not options.resume and out.exists():
+        raise UserError(f"{out} exists; go on in it with --resume, or give another --out")
+    results = []
+    for seed, folder in runs.items():
+        record = Record.of(config, seed, corpus, options.data)
+        results.append(train(RunFolder(folder), record, corpus, device, options.resume))
+        shown = "test" if results[-1]["test"] else "valid"
+        print(f"{corpus.name}, {shown} set, seed {seed}" + (f" ({_MADE_UP})" if options.data is None else ""))
+        _print_metrics(results[-1][shown])
+        print(f"report: {folder}")
+    if options.seeds is not None:
+        summary = summarize(out, results)
+        for name, values in summary["test"].items():
+            print(f"{name:>16}  {values['mean']:.4f} ± {values['sd']:.4f}")
+        print(f"summary: {out / 'summary.json'}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    folder = RunFolder(options.folder)
+    model = load(options.folder, _device(options.device))
+    record = folder.record()
+    source = record.corpus["source"]
+    path = options.data or (None if source is None else Path(source))
+    corpus = _corpus(path).with_validation(record.config.validation_fraction)
+    dialogues = corpus.dialogues(options.split)
+    if not corpus.class_counts(dialogues).sum():
+        raise UserError(f"corpus {corpus.name}: no labelled utterance in split {options.split!r}")
+    predictions = predict(model, corpus, dialogues, options.drop)
+    without = f", without {' and '.join(options.drop)}" if options.drop else ""
+    print(f"{corpus.name}, {options.split} set{without}" + (f" ({_MADE_UP})" if path is None else ""))
+    _print_metrics(predictions.metrics(model.label_names))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    out: Path | None = options.out
+    if out is not None and out.suffix not in (".csv", ".json"):
+        raise UserError(f"--out {out}: expected a name that ends in .csv or .json")
+    picture = out.with_suffix(".png") if out else Path(f"{options.conversation.stem}.timeline.png")
+    if options.conversation in (out, picture):
+        raise UserError(f"--out {out}: is the conversation itself; give another name")
+    model = load(options.folder, _device(options.device))
+    conversation = read_conversation(options.conversation, model.label_names)
+    predictions = predict(model, conversation, conversation.dialogues("test"))
+    rows = _rows(predictions, conversation, model.label_names)
+    if out is None:
+        sys.stdout.write(_csv(rows))
+    else:
+        text = _csv(rows) if out.suffix == ".csv" else json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+        write_whole(out, lambda file: file.write(text.encode()))
+    probabilities = predictions.probabilities[FUSED]
+    report.timeline(picture, probabilities, conversation.speakers, model.label_names, conversation.name)
+    print(f"timeline: {picture}", file=sys.stderr)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    if options.out.suffix != ".npz":
+        raise UserError(f"--out {options.out}: expected a name that ends in .npz")
+    if options.out.exists():
+        raise UserError(f"{options.out} exists; give another --out")
+    corpus = convert(options.files, options.layout, warn=lambda warning: print(f"warning: {warning}", file=sys.stderr))
+    corpus.save(options.out)
+    dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
+    print(f"{options.out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}")
+
+
+def _info(_: argparse.Namespace) -> None:
+    print(f"merc-kdc {merc_kernels.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for package in ("torch", "triton", "numpy", "scikit-learn", "safetensors", "matplotlib"):
+        try:
+            print(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            print(f"{package} not installed")
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    print(f"devices: cpu ({torch.get_num_threads()} threads)" + "".join(f", {name}" for name in devices))
+    for name, state in merc_kernels.backends().items():
+        print(f"backend {name}: {state}")
+
+
+def _default_config(data: Path | None) -> Config:
+    return load_preset("synthetic" if data is None else "iemocap")
+
+
+def _corpus(path: Path | None) -> Corpus:
+    return synthetic() if path is None else Corpus.load(path)
+
+
+def _modalities(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in MODALITIES:
+            raise argparse.ArgumentTypeError(f"expected modalities such as {','.join(MODALITIES[1:])}, got {name!r}")
+    return names
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    for name in ("weighted_f1", "macro_f1", "accuracy", "uar"):
+        print(f"{name:>16}  {metrics[name]:.4f}")
+    for label, score in metrics["f1"].items():
+        print(f"{'f1 ' + label:>16}  {score:.4f}")
+    print(f"{'utterances':>16}  {metrics['utterances']}")
+
+
+def _rows(predictions: Predictions, conversation: Corpus, label_names: list[str]) -> list[dict[str, Any]]:
+    """A row an utterance: its number, speaker, emotion and the probability of each emotion."""
+    probabilities = predictions.probabilities[FUSED].astype(np.float64).round(6)
+    return [
+        {
+            "utterance": number,
+            "speaker": int(conversation.speakers[number - 1]),
+            "emotion": label_names[int(row.argmax())],
+            "probabilities": dict(zip(label_names, row.tolist(), strict=True)),
+        }
+        for number, row in enumerate(probabilities, start=1)
+    ]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["utterance", "speaker", "emotion", *rows[0]["probabilities"]])
+    for row in rows:
+        writer.writerow([row["utterance"], row["speaker"], row["emotion"], *row["probabilities"].values()])
+    return buffer.getvalue()

@@ -1,0 +1,219 @@
+"""Reading a pickle without trusting it.
+
+A pickle names the callables that rebuild its objects. Here each name leads to a stand-in of our own, which
+checks its arguments and builds a numpy array, a number or a plain container; any other name is refused.
+numpy's ``dtype`` and ``ndarray`` see no state that was not checked, because a forged one can corrupt memory.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merc_model.errors import UserError
+
+_TYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|[US][1-9]\d{0,6}")
+_TENSORS = "; load it with torch, turn the tensors into numpy arrays (tensor.numpy()) and pickle those"
+
+
+def load_pickle(path: str | Path) -> Any:
+    """The plain containers, numbers, strings and arrays in a pickle of any protocol, Python 2's included.
+
+    Raises:
+        UserError: a file that is missing or broken, or that asks for anything else; nothing of it has run.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content[:2] == b"PK":
+                raise UserError(f"{path}: a zip archive, as torch.save writes, not a plain pickle{_TENSORS}")
+            # Read from a map, a length that the file does not have ends in an error, not in an allocation.
+            return _Unpickler(content, encoding="latin1").load()
+    except UserError:
+        raise
+    except _RefusedError as refusal:
+        raise UserError(f"{path}: refused, and nothing of it was run: {refusal}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; give the pickle file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory, or is damaged") from None
+    except Exception:  # a damaged pickle can raise nearly anything
+        empty = path.is_file() and path.stat().st_size == 0
+        raise UserError(f"{path}: {'is empty' if empty else 'not a readable pickle, or cut short'}") from None
+
+
+class _RefusedError(Exception):
+    """The pickle asks for something that is not admitted; the message says for what."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits the names in ``_ADMITTED``."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a global."""
+        if (module, name) in _ADMITTED:
+            return _ADMITTED[module, name]
+        wanted = f"{module}.{name}"[:80]
+        if module.partition(".")[0] == "torch":
+            raise _RefusedError(f"it holds torch objects ({wanted!r}){_TENSORS}")
+        raise _RefusedError(f"it asks for {wanted!r}; only numpy arrays and plain containers are read")
+
+    def persistent_load(self, pid: object) -> Any:
+        """No pickle of features refers to objects outside itself."""
+        raise _RefusedError(f"it refers to objects outside the file, as torch.save does{_TENSORS}")
+
+
+class _Admitted:
+    """Stands for a callable: calls ``make`` with the file's arguments, and cannot be changed by the file."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise _RefusedError("it tries to change a function")
+
+
+class _DType:
+    """Stands for a ``numpy.dtype``, which pickles as a code and then a state with the byte order."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: object, align: object = False, copy: object = False) -> None:
+        if not isinstance(code, str) or not _TYPE_CODE.fullmatch(code):
+            wanted = str(code)[:20]
+            raise _RefusedError(f"it has an array of type {wanted!r}; only numbers and text are read, no objects")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, order, *structure = state[:5]
+        if order not in ("<", ">", "|", "=") or structure != [None, None, None] or len(state) > 8:
+            raise _RefusedError("it has an array of records; only numbers and text are read")
+        self.order = order
+
+    def resolve(self) -> np.dtype[Any]:
+        """The dtype itself."""
+        return np.dtype(self.order + self.code)
+
+
+class _Array(np.ndarray[Any, Any]):
+    """Stands for an array until its state comes: version, shape, dtype, column order, data."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        shape, dtype, columns_first, data = state[-4:]
+        raw, resolved, shape = _checked(data, dtype, shape)
+        whole: Any = (1, shape, resolved, bool(columns_first), raw)
+        super().__setstate__(whole)
+
+
+def _checked(data: Any, dtype: Any, shape: Any) -> tuple[bytes, np.dtype[Any], tuple[int, ...]]:
+    """Array data, dtype and shape that belong together, or an error."""
+    if not isinstance(dtype, _DType):
+        raise _RefusedError("it has an array without a type")
+    if isinstance(data, str):
+        data = data.encode("latin1")  # Python 2 wrote strings
+    raw = data if isinstance(data, bytes) else bytes(memoryview(data))
+    resolved, shape = dtype.resolve(), tuple(int(size) for size in shape)
+    if min(shape, default=0) < 0 or math.prod(shape) * resolved.itemsize != len(raw):
+        raise ValueError(f"{len(raw)} bytes of data for an array {shape} of {resolved}")
+    return raw, resolved, shape
+
+
+def _reconstruct(kind: object, shape: object, code: object) -> _Array:
+    if kind is not _NDARRAY:
+        raise _RefusedError("it has an array of an unknown kind")
+    return np.empty(0, np.uint8).view(_Array)
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
+    raw, resolved, shape = _checked(data, dtype, shape)
+    return np.frombuffer(raw, resolved).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    raw, resolved, _ = _checked(data, dtype, ())
+    return np.frombuffer(raw, resolved)[0].item()
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise _RefusedError(f"it encodes text as {str(encoding)[:20]!r}; only latin1 carries array data")
+    return text.encode("latin1")
+
+
+def _mapping(*arguments: Any) -> dict[Any, Any]:
+    """An OrderedDict, from nothing or its pairs, as a dict: dicts are ordered."""
+    (pairs,) = arguments or ([],)
+    if not isinstance(pairs, list):
+        raise _RefusedError("it has a dictionary of an unknown kind")
+    return dict(pairs)
+
+
+def _default_mapping(*factory: Any) -> dict[Any, Any]:
+    """A defaultdict without its factory."""
+    return {}
+
+
+def _collection(kind: type[Any]) -> Callable[[Any], Any]:
+    def make(members: Any = ()) -> Any:
+        if not isinstance(members, list | tuple):
+            raise _RefusedError(f"it has a {kind.__name__} of an unknown kind")
+        return kind(members)
+
+    return make
+
+
+def _nothing_to_call(*arguments: Any) -> Any:
+    raise _RefusedError("it calls a type")
+
+
+_NDARRAY = _Admitted(_nothing_to_call)
+_ADMITTED: dict[tuple[str, str], _Admitted] = {
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Admitted(_DType),
+    ("_codecs", "encode"): _Admitted(_encode),
+    ("collections", "OrderedDict"): _Admitted(_mapping),
+    ("collections", "defaultdict"): _Admitted(_default_mapping),
+    **{
+        (f"numpy.{core}.{module}", name): _Admitted(make)
+        for core in ("core", "_core")  # numpy 1 and 2
+        for module, name, make in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+    **{
+        (builtins, kind.__name__): _Admitted(_collection(kind))
+        for builtins in ("builtins", "__builtin__")  # Python 3 and 2
+        for kind in (set, frozenset, list, tuple)
+    },
+    **{
+        (builtins, name): _Admitted(make)
+        for builtins in ("builtins", "__builtin__")
+        for name, make in (
+            ("bytes", lambda: b""),  # how protocol 2 writes the data of an empty array
+            ("dict", _nothing_to_call),  # the factories of a defaultdict
+            ("int", _nothing_to_call),
+            ("float", _nothing_to_call),
+        )
+    },
+}

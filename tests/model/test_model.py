@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from merc_model.data.batch import Batch, collate
+from merc_model.encoders import Standardize
+from merc_model.errors import UserError
+from merc_model.model import MercModel, Output
+from tests.model.small import DIMS, LABEL_NAMES, small_config, small_corpus
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=[True, False], ids=["text-led", "mean"])
+def model(request: pytest.FixtureRequest) -> MercModel:
+    torch.manual_seed(0)
+    model = MercModel(DIMS, LABEL_NAMES, small_config(text_leading=request.param, layers=2))
+    for parameter in model.parameters():  # no part may hide behind a zero initialisation
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def heads(output: Output) -> dict[str, torch.Tensor]:
+    return {"fused": output.logits, "embeddings": output.embeddings, **output.modality_logits}
+
+
+def test_predictions_do_not_depend_on_batch_mates_or_padding(model: MercModel) -> None:
+    corpus = small_corpus(lengths=(1, 7, 30, 3, 12))
+    together = heads(model(collate(corpus, np.arange(5))))
+    for dialogue in range(5):
+        alone = heads(model(collate(corpus, np.array([dialogue]))))
+        length = corpus.offsets[dialogue + 1] - corpus.offsets[dialogue]
+        for head, values in alone.items():
+            difference = (together[head][dialogue, :length] - values[0]).abs().max()
+            assert difference < TOLERANCE, head
+
+
+def test_predictions_do_not_depend_on_the_order_of_dialogues(model: MercModel) -> None:
+    corpus = small_corpus()
+    order = np.array([4, 0, 3, 1, 2])
+    straight, shuffled = heads(model(collate(corpus, np.arange(5)))), heads(model(collate(corpus, order)))
+    mask = collate(corpus, order).utterance_mask
+    for head, values in straight.items():
+        torch.testing.assert_close(values[order][mask], shuffled[head][mask], atol=TOLERANCE, rtol=0)
+
+
+def test_what_stands_in_padding_and_in_missing_rows_does_not_matter(model: MercModel) -> None:
+    batch = collate(small_corpus(), np.arange(5))
+    soiled = {
+        modality: torch.where(batch.present[modality][..., None], rows, 1e4)
+        for modality, rows in batch.features.items()
+    }
+    clean, dirty = heads(model(batch)), heads(model(dataclasses.replace(batch, features=soiled)))
+    for head, values in clean.items():
+        torch.testing.assert_close(values[batch.utterance_mask], dirty[head][batch.utterance_mask], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("modality", ["text", "audio", "visual"])
+def test_every_modality_reaches_the_fused_logits_and_a_dropped_one_does_not(model: MercModel, modality: str) -> None:
+    batch = collate(small_corpus(), np.arange(5))
+    changed = {**batch.features, modality: batch.features[modality] + 1}
+    reached = model(dataclasses.replace(batch, features=changed)).logits - model(batch).logits
+    assert reached[batch.utterance_mask].abs().max() > 1e-3
+    without = dataclasses.replace(batch, features=changed).without(modality)
+    torch.testing.assert_close(model(without).logits, model(batch.without(modality)).logits, atol=0, rtol=0)
+
+
+def test_a_modality_that_a_batch_lacks_is_missing_in_every_utterance(model: MercModel) -> None:
+    batch = collate(small_corpus(("text", "audio")), np.arange(5))
+    output = model(batch)
+    zeros = torch.zeros(*batch.utterance_mask.shape, DIMS["visual"])
+    absent = dataclasses.replace(
+        batch,
+        features={**batch.features, "visual": zeros},
+        present={**batch.present, "visual": torch.zeros_like(batch.utterance_mask)},
+    )
+    torch.testing.assert_close(output.logits, model(absent).logits, atol=0, rtol=0)
+
+
+def test_speakers_matter_and_may_be_any_number(model: MercModel) -> None:
+    batch = collate(small_corpus(), np.arange(5))
+    crowd = dataclasses.replace(batch, speakers=torch.arange(batch.speakers.numel()).view_as(batch.speakers) * 7)
+    output = model(crowd).logits
+    assert output.isfinite().all()
+    assert (output - model(batch).logits)[batch.utterance_mask].abs().max() > 1e-3
+
+
+def test_a_long_dialogue(model: MercModel) -> None:
+    corpus = small_corpus(lengths=(2000, 1))
+    with torch.inference_mode():
+        output = model(collate(corpus, np.arange(2)))
+    assert output.logits.shape == (2, 2000, len(LABEL_NAMES))
+    assert all(values.isfinite().all() for values in heads(output).values())
+
+
+def test_text_is_needed() -> None:
+    with pytest.raises(UserError, match=r"no text.*it has audio"):
+        MercModel({"audio": 5}, LABEL_NAMES, small_config())
+
+
+def test_dropping_a_modality_for_some_dialogues() -> None:
+    batch = collate(small_corpus(), np.arange(5))
+    lost = torch.tensor([True, False, False, True, False])
+    thinned: Batch = batch.without("audio", lost)
+    assert not thinned.present["audio"][lost].any()
+    assert torch.equal(thinned.present["audio"][~lost], batch.present["audio"][~lost])
+    assert torch.equal(thinned.present["visual"], batch.present["visual"])
+
+
+def test_standardize_takes_the_statistics_of_complete_rows() -> None:
+    rows = torch.tensor([[1.0, 5.0], [3.0, 5.0], [float("nan"), 100.0]])
+    standardize = Standardize(2)
+    standardize.fit(rows)
+    assert standardize.mean.tolist() == [2.0, 5.0]
+    assert standardize.sd.tolist() == [1.0, 1.0]  # the second feature is constant: divided by 1
+    assert standardize(rows[:2]).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+
+
+def test_the_shift_of_the_text_is_bounded() -> None:
+    config = small_config(shift_limit=0.25, dropout=0.0)
+    fusion = MercModel(DIMS, LABEL_NAMES, config).fusion.eval()
+    fusion.norm = torch.nn.Identity()
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter, std=3)
+    hidden = {modality: torch.randn(2, 3, 16) for modality in DIMS}
+    everywhere = dict.fromkeys(DIMS, torch.ones(2, 3, dtype=torch.bool))
+    shift = (fusion(hidden, everywhere) - hidden["text"]).norm(dim=-1) / hidden["text"].norm(dim=-1)
+    torch.testing.assert_close(shift, torch.full_like(shift, 0.25))
+    nowhere = dict.fromkeys(DIMS, torch.zeros(2, 3, dtype=torch.bool))
+    assert torch.equal(fusion(hidden, nowhere), hidden["text"])
