@@ -142,7 +142,7 @@ class RunFolder:
     def write_model(self, model: MercModel) -> None:
         """model.safetensors."""
         tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-        data = safetensors.torch.save(tensors, {"format": "pt", "merc_format": str(FORMAT)})
+        data = safetensors.torch.save(tensors, {"format": "pt"})
         write_whole(self.path / "model.safetensors", lambda file: file.write(data))
 
     def read_model(self, device: torch.device) -> MercModel:

@@ -113,6 +113,8 @@ def _train(options: argparse.Namespace) -> None:
     config = config.changed(parse_settings(options.set))
     corpus = _corpus(options.data).with_validation(config.validation_fraction)
     out: Path = options.out or Path("runs") / corpus.name
+    if options.seed < 0:
+        raise UserError(f"--seed: expected at least 0, got {options.seed}")
     if options.seeds is None:
         runs = {options.seed: out}
     elif options.seeds < 1:
@@ -216,7 +218,7 @@ def _modalities(text: str) -> list[str]:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from None
     return device

@@ -32,7 +32,9 @@ def read_conversation(path: Path, label_names: Sequence[str]) -> Corpus:
         raise UserError(f"{path}: holds {offsets.size - 1} dialogues; give a file with one conversation")
     features = {m: as_features(path, m, arrays[m]) for m in MODALITIES if m in arrays}
     # a modality that is missing throughout is the same as one left out
-    features = {m: rows for m, rows in features.items() if not np.isnan(rows).reshape(len(rows), -1).any(axis=1).all()}
+    for modality, rows in list(features.items()):
+        if rows.ndim == 2 and np.isnan(rows).any(axis=1).all():
+            del features[modality]
     if not features:
         raise UserError(f"{path}: no features; expected at least one of {', '.join(MODALITIES)}, a row an utterance")
     length = len(next(iter(features.values())))
