@@ -129,6 +129,7 @@ def test_a_corpus_survives_its_file(write, tmp_path):
     [
         (["F", "M", "F"], [0, 1, 0]),
         (np.array(["Ross", "Joey", "Ross"]), [0, 1, 0]),
+        (["Ross", "Chandler", "Joey"], [0, 1, 2]),
         ([7, 7, 2], [0, 0, 1]),
         (np.eye(9)[[8, 2, 2]], [0, 1, 1]),
         (list(np.eye(9, dtype=np.float32)[[0, 1, 2]]), [0, 1, 2]),
@@ -348,6 +349,12 @@ def test_labels_that_are_measures_are_no_layout(write):
     """CMU-MOSEI goes round in the very same tuple, with a sentiment for a label."""
     fields = fields_of("iemocap-mmgcn")
     fields["labels"] = {d: [0.333] * len(rows) for d, rows in fields["labels"].items()}
+    assert "no known layout" in refusal(write("iemocap-mmgcn", fields))
+
+
+def test_features_are_no_speakers(write):
+    fields = fields_of("iemocap-mmgcn")
+    fields["speakers"] = fields["text"]
     assert "no known layout" in refusal(write("iemocap-mmgcn", fields))
 
 

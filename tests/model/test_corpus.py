@@ -213,9 +213,7 @@ def test_what_is_no_archive(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(lambda: Corpus.load(tmp_path / "array.npy" / "below.npz"))
 
 
-def test_an_unwritable_target_stays_as_it_was(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_target_stays_as_it_was(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
 
     def full(*_: object, **__: object) -> None:

