@@ -1,6 +1,6 @@
 """The files of a run folder: what is in them, how they are written and read.
 
-config.json        the resolved configuration, the seed and the corpus (name, sizes, hash)
+config.json        the resolved configuration, the seed, the corpus (name, sizes, hash), versions and machine
 model.safetensors  the weights, and each feature's mean and sd under ``encoders.<modality>.standardize``
 history.jsonl      a row an epoch
 metrics.json       written last: a folder that has it is a finished run
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,19 @@ class RunFolder:
             first = str(error).splitlines()[0]
             raise UserError(f"{path}: does not hold the weights of this run's config.json: {first}") from None
         return model.to(device).eval()
+
+
+def environment() -> dict[str, str]:
+    """The versions that a run's figures depend on, and the machine."""
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "merc-kdc": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_threads": str(torch.get_num_threads()),
+        "gpu": cuda,
+    }
 
 
 def load(run: str | Path, device: str | torch.device = "cpu") -> MercModel:

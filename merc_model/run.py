@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from merc_model import report
-from merc_model.checkpoint import Record, RunFolder
+from merc_model.checkpoint import Record, RunFolder, environment
 from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
 from merc_model.evaluation import predict
@@ -96,6 +96,7 @@ def summarize(folder: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
     values = {name: [run["test"][name] for run in runs] for name in names}
     values |= {f"f1/{label}": [run["test"]["f1"][label] for run in runs] for label in runs[0]["test"].get("f1", {})}
     summary = {
+        "environment": environment(),
         "seeds": [run["seed"] for run in runs],
         "test": {
             name: {

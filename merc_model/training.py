@@ -7,6 +7,7 @@ start. So a run that was interrupted and resumed ends where an uninterrupted one
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,12 +129,16 @@ class Training:
         """Train to the end, yielding the history's row after each epoch; `state` is consistent there."""
         while not self.finished:
             stage = self.stages[self._stage]
-            with tqdm(total=self.config.epochs, initial=self._epoch, desc=f"{stage.name:14}", unit="epoch") as bar:
+            with tqdm(
+                total=self.config.epochs, initial=self._epoch, desc=stage.name, unit="epoch", disable=None
+            ) as bar:
                 while not self._stage_over():
                     row = self._run_epoch(stage)
                     bar.set_postfix(loss=f"{row['loss']:.3f}", best_f1=f"{self._best['score']:.3f}")
                     bar.update()
                     yield row
+            chosen = f"epoch {self._best['epoch']} of {self._epoch}, weighted F1 {self._best['score']:.4f}"
+            tqdm.write(f"{stage.name}: {chosen} on {self.config.select_on}", file=sys.stderr)
             self._end_stage(stage)
 
     def state(self) -> State:

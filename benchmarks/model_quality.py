@@ -1,0 +1,75 @@
+"""Trains MERC-KDC on a corpus over several seeds and writes what came out as one result file.
+
+    python -m benchmarks.model_quality CORPUS.npz --preset iemocap --seeds 3 [--set key=value ...] [--name NAME]
+
+The result, benchmarks/results/NAME.json, holds the mean and sd of the test metrics of the fused model, the test
+metrics of the teacher and of each student, the seconds of each stage, versions, machine, commit and command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from merc_model.cli import main as merc
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Parse, train, write; the exit code of ``merc train``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value")
+    parser.add_argument("--name", help="of the result file (default: the corpus's)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "runs"
+        command = ["train", "--data", str(options.corpus), "--preset", options.preset, "--seeds", str(options.seeds)]
+        command += ["--set", *options.set] if options.set else []
+        code = merc([*command, "--out", str(out)])
+        if code:
+            return code
+        summary = json.loads((out / "summary.json").read_text())
+        runs = [json.loads((out / f"seed-{seed}" / "metrics.json").read_text()) for seed in summary["seeds"]]
+    command[2] = options.corpus.name
+    result = {
+        "subject": "model quality",
+        "corpus": options.corpus.name,
+        "command": shlex.join(["merc", *command]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip(),
+        **summary,
+        "stages": {stage: _spread([run["stages"][stage]["test"] for run in runs]) for stage in runs[0]["stages"]},
+        "seconds": {stage: statistics.median(run["seconds"][stage] for run in runs) for stage in runs[0]["seconds"]},
+        "runs": runs,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{options.name or options.corpus.stem}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(path)
+    return 0
+
+
+def _spread(metrics: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and sd of the plain metrics over the seeds."""
+    names = ("weighted_f1", "macro_f1", "accuracy", "uar")
+    values = {name: [run[name] for run in metrics] for name in names}
+    return {
+        name: {"mean": statistics.mean(scores), "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0}
+        for name, scores in values.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
