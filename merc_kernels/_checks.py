@@ -24,7 +24,7 @@ def fail(name: str, expected: str, actual: object) -> NoReturn:
     """Raise the ValueError for argument ``name``."""
     if isinstance(actual, Tensor):
         dtype = str(actual.dtype).removeprefix("torch.")
-        actual = f"a {dtype} tensor of shape {_shape_text(tuple(actual.shape))} on {actual.device}"
+        actual = f"{dtype} tensor of shape {_shape_text(tuple(actual.shape))} on {actual.device}"
     else:
         actual = repr(actual)
     raise ValueError(f"{name}: expected {expected}, got {actual}")
@@ -73,7 +73,7 @@ def tensor(name: str, value: object, dtypes: str, device: torch.device | None, *
     ):
         place = "" if device is None else f" on {device}"
         wanted = " or ".join(_shape_text(shape) for shape in shapes)
-        fail(name, f"a {dtypes} tensor of shape {wanted}{place}", value)
+        fail(name, f"{dtypes} tensor of shape {wanted}{place}", value)
 
 
 def _fits(value: Tensor, shape: Shape) -> bool:

@@ -92,13 +92,13 @@ def focal_contrastive_loss(
             z = _unit(z)
         tail = rows if ref_only else 0
         cosine = z[:, :anchors] @ z[:, tail:].mT  # [G, anchors, candidates]
-        candidate = keep[:, :anchors, None] & keep[:, None, tail:]
+        candidate = keep[:, None, tail:].expand_as(cosine)  # a row that is not kept has no positive among them
         if not ref_only:
             candidate = candidate & ~torch.eye(*cosine.shape[1:], dtype=torch.bool, device=z.device)
         positive = candidate & (y[:, :anchors, None] == y[:, None, tail:])
 
         s = cosine / (temperature.to(dtype) if isinstance(temperature, Tensor) else temperature)
-        lonely = ~candidate.any(-1, keepdim=True)  # its logsumexp would be -inf, with a NaN gradient
+        lonely = ~candidate.any(-1, keepdim=True)  # a logsumexp of -inf would have a NaN gradient
         lse = s.masked_fill(~candidate, -torch.inf).masked_fill(lonely, 0).logsumexp(-1, keepdim=True)
         log_p = torch.where(positive, s - lse, 0)
         floor = torch.finfo(dtype).eps / 2
@@ -161,7 +161,7 @@ def kd_divergence(
         if not teacher_grad:
             teacher = teacher.detach()
         if isinstance(temperature, Tensor):
-            t = torch.where(keep, temperature.detach().to(dtype), 1)  # [G, N]
+            t = temperature.detach().to(dtype).expand_as(keep)  # [G, N]
         else:
             t = torch.full_like(keep, temperature, dtype=dtype)
 
@@ -180,7 +180,7 @@ def kd_divergence(
             target = torch.where(keep, labels, 0)[..., None]
             loss = loss - ce_weight * student.log_softmax(-1).gather(-1, target).squeeze(-1)
         if row_weights is not None:
-            loss = loss * torch.where(keep, row_weights.detach().to(dtype), 0)
+            loss = loss * row_weights.detach().to(dtype)
         return _reduce(torch.where(keep, loss, 0), keep, reduction, grouped)
 
 

@@ -145,6 +145,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     source = record.corpus["source"]
     path = options.data or (None if source is None else Path(source))
     corpus = _corpus(path).with_validation(record.config.validation_fraction)
+    if options.data is None and corpus.fingerprint() != record.corpus["sha256"]:
+        raise UserError(
+            f"{path or 'the embedded corpus'} is not what the run was trained on; name the corpus with --data"
+        )
     dialogues = corpus.dialogues(options.split)
     if not corpus.class_counts(dialogues).sum():
         raise UserError(f"corpus {corpus.name}: no labelled utterance in split {options.split!r}")

@@ -73,12 +73,12 @@ def _finish(folder: RunFolder, training: Training) -> dict[str, Any]:
     corpus, label_names = training.corpus, training.model.label_names
     metrics: dict[str, Any] = {
         "test": training.stage_metrics.get("fusion", {}),
-        "valid": training.metrics("valid") if len(corpus.dialogues("valid")) else {},
+        "valid": training.metrics("valid") if corpus.class_counts(corpus.dialogues("valid")).sum() else {},
         "stages": {name: {"test": values} for name, values in training.stage_metrics.items() if name != "fusion"},
         "seconds": {name: round(value, 3) for name, value in training.seconds.items()},
         "seed": training.seed,
     }
-    shown = "test" if len(corpus.dialogues("test")) else "valid"
+    shown = "test" if metrics["test"] else "valid"
     predictions = predict(training.model, corpus, corpus.dialogues(shown))
     title = f"{corpus.name}, {shown} set"
     report.confusion(folder.path / "confusion.png", metrics[shown]["confusion"], label_names, title)

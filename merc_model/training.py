@@ -106,6 +106,8 @@ class Training:
         training_rows = corpus.rows(self.dialogues["train"])
         for modality in self.model.modalities:
             rows = torch.from_numpy(corpus.features[modality][training_rows])
+            if rows.isnan().any(dim=1).all():
+                raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row; leave it out")
             self.model.encoder(modality).standardize.fit(rows)
         self.model.to(device)
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
@@ -188,7 +190,7 @@ class Training:
 
     def _end_stage(self, stage: Stage) -> None:
         self.model.load_state_dict(self._best["weights"])
-        if len(self.dialogues["test"]):
+        if self.corpus.class_counts(self.dialogues["test"]).sum():
             self.stage_metrics[stage.name] = self.metrics("test", stage.head)
         self._stage, self._epoch = self._stage + 1, 0
         self._start_stage()

@@ -74,6 +74,8 @@ class Corpus:
         for modality, rows in self.features.items():
             if modality not in MODALITIES:
                 return f"unknown modality {modality!r}; expected one of {', '.join(MODALITIES)}"
+            if rows.dtype != np.float32:
+                return f"{modality}: expected float32, got {rows.dtype}"
             if rows.ndim != 2 or len(rows) != utterances or rows.shape[1] == 0:
                 return f"{modality}: expected ({utterances}, D), a row for each label, got {rows.shape}"
             if np.isinf(rows).any():
@@ -147,7 +149,7 @@ class Corpus:
     def save(self, path: str | Path) -> None:
         """Write the corpus to ``path``, whole or not at all."""
         arrays = {**self.features, **{key: getattr(self, key) for key in _INTEGER_ARRAYS + _STRING_ARRAYS}}
-        write_whole(Path(path), lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+        write_whole(Path(path), lambda file: np.savez_compressed(file, **arrays))
 
     @property
     def num_classes(self) -> int:

@@ -81,6 +81,15 @@ def test_no_row_to_distil_is_zero_with_a_graph(shape, labels, reduction):
     assert (torch.autograd.grad(loss.sum(), s)[0] == 0).all()
 
 
+def test_one_row_to_count_divides_by_one():
+    x, ref = torch.randn(1, 5), torch.randn(2, 5)
+    options = {"ref_embeddings": ref, "ref_labels": torch.arange(2)}
+    for reduction in ("mean", "batchmean"):
+        loss = focal_contrastive_loss(x, torch.tensor([0]), reduction=reduction, **options)
+        assert loss == focal_contrastive_loss(x, torch.tensor([0]), reduction="sum", **options) > 0
+    assert kd_divergence(x, ref[:1]) == kd_divergence(x, ref[:1], reduction="sum") > 0
+
+
 @pytest.mark.parametrize("garbage", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_ignored_rows_reach_nothing(garbage, normalize):

@@ -151,3 +151,20 @@ def test_no_nan_at_any_edge(labels, focal, rows):
                     assert loss.isfinite()
                     assert first.isfinite().all()
                     assert not second.isnan().any()
+
+
+@pytest.mark.parametrize("labels", NEVER_NAN.values(), ids=NEVER_NAN)
+def test_no_nan_on_the_way(labels):
+    # anomaly mode looks at what every step of the backward pass returns, also at what is masked later
+    x, refs = torch.randn(len(labels), 6, requires_grad=True), torch.randn(0, 6)
+    s = torch.cat([x.detach(), torch.full((len(labels), 1), -torch.inf)], 1).requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):
+        for focal in ("similarity", "probability"):
+            for options in ({}, {"ref_embeddings": refs, "ref_labels": labels[:0], "ref_only": True}):
+                loss = reference.focal_contrastive_loss(x, labels, focal=focal, detach_focal=False, **options)
+                first = torch.autograd.grad(loss, x, create_graph=True)[0]
+                torch.autograd.grad(first.square().sum(), x)
+        for direction in ("forward", "reverse", "js"):
+            loss = reference.kd_divergence(s, s.detach().roll(1, 0), direction=direction, labels=labels)
+            first = torch.autograd.grad(loss, s, create_graph=True)[0]
+            torch.autograd.grad(first.square().sum(), s)

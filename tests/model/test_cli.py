@@ -101,6 +101,15 @@ def test_evaluate(finished: Path, corpus_path: Path, capsys: pytest.CaptureFixtu
     assert "small, valid set, without audio and visual" in capsys.readouterr().out
 
 
+def test_evaluate_notices_a_corpus_that_has_changed(finished: Path, corpus_path: Path, capsys: Any) -> None:
+    before = corpus_path.read_bytes()
+    try:
+        small_corpus(seed=1).save(corpus_path)
+        assert "is not what the run was trained on" in failure(["evaluate", str(finished)], capsys)
+    finally:
+        corpus_path.write_bytes(before)
+
+
 def conversation(path: Path) -> dict[str, Any]:
     corpus = small_corpus()
     features = {modality: rows[:6].astype(float) for modality, rows in corpus.features.items()}
@@ -252,6 +261,7 @@ def bad_corpora(path: Path) -> dict[str, Corpus | dict[str, Any]]:
     rows = len(good.labels)
     nowhere = np.full((rows, 5), np.nan, np.float32)
     renamed = np.where(good.split == "valid", "dev", good.split)
+    untrained = np.where(good.split == "train", "test", good.split)
     return {
         "no text": replace(good, features={"audio": good.features["audio"]}),
         "audio: every row has a NaN": {**arrays, "audio": nowhere},
@@ -261,7 +271,7 @@ def bad_corpora(path: Path) -> dict[str, Corpus | dict[str, Any]]:
         "text: expected": {**arrays, "text": arrays["text"][:-1]},
         "no array 'speakers'": {key: value for key, value in arrays.items() if key != "speakers"},
         "split: expected train, valid, test, got 'dev'": {**arrays, "split": renamed},
-        "no labelled utterance in split 'train'": {**arrays, "split": np.where(good.split == "train", "test", good.split)},
+        "no labelled utterance in split 'train'": {**arrays, "split": untrained},
     }  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def test_rows_and_counts() -> None:
         ({"features": {"text": np.ones((6, 0), np.float32)}}, "text: expected (6, D)"),
         ({"features": {"text": np.full((6, 1), np.inf, np.float32)}}, "text: infinite values"),
         ({"features": {"text": np.full((6, 1), np.nan, np.float32)}}, "text: every row has a NaN"),
-        ({"features": {"text": np.diag([np.nan] * 6)}}, "text: every row has a NaN"),
+        ({"features": {"text": np.diag([np.nan] * 6).astype(np.float32)}}, "text: every row has a NaN"),
         ({"speakers": np.zeros(5, np.int64)}, "speakers: expected (6,), got (5,)"),
         ({"speakers": np.array([0, 1, -1, 0, 0, 0])}, "speakers: expected indices from 0, got -1"),
         ({"offsets": np.array([0, 2, 6])}, "offsets: expected (4,), one more than dialogue_ids, got (3,)"),

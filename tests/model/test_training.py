@@ -172,6 +172,21 @@ def test_nothing_to_learn_from_is_said(split: str) -> None:
         Training(replace(corpus, labels=labels), small_config(), 0, CPU)
 
 
+def test_a_modality_that_training_never_has_is_said() -> None:
+    corpus = small_corpus()
+    audio = corpus.features["audio"].copy()
+    audio[corpus.rows(corpus.dialogues("train"))] = np.nan
+    with pytest.raises(UserError, match="audio is missing in every training row"):
+        Training(replace(corpus, features={**corpus.features, "audio": audio}), small_config(), 0, CPU)
+
+
+def test_a_test_set_without_labels_is_left_out_of_the_metrics() -> None:
+    corpus = small_corpus()
+    labels = corpus.labels.copy()
+    labels[corpus.rows(corpus.dialogues("test"))] = IGNORE_INDEX
+    assert trained(small_config(epochs=1), replace(corpus, labels=labels)).stage_metrics == {}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice() -> None:
     with pytest.raises(UserError, match="lower learning_rate"):
         trained(small_config(learning_rate=1e30))

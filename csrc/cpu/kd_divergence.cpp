@@ -1,0 +1,356 @@
+// Temperature-scaled divergence of a student from its teacher on the CPU: checks, allocation, threads. The rows are in
+// kd_divergence_rows.h.
+//
+//   loss_r = weight_r (T^2 D(p, q) + ce_weight CE),  p = softmax(teacher / T),  q = softmax(student / T)
+//
+// with D one of KL(p|q), KL(q|p) and (1 - beta) KL(q|m) + beta KL(p|m), m = beta p + (1 - beta) q.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../checks.h"
+#include "isa.h"
+
+namespace merc::cpu {
+namespace {
+
+enum class Direction : int64_t { forward = 0, reverse = 1, js = 2 };
+enum class Reduction : int64_t { none = 0, sum = 1, batchmean = 2 };
+enum class Save : int64_t { nothing = 0, numbers = 1, gradient = 2 };
+
+// Logits (G, N, C) with a unit last stride, or (N, C) shared by the groups.
+struct Logits {
+  const void* data;
+  ScalarType type;
+  int64_t rows_a_group, group_stride, row_stride, classes;
+  bool shared;
+
+  int64_t row_offset(int64_t row) const {
+    return (row / rows_a_group) * group_stride + (row % rows_a_group) * row_stride;
+  }
+};
+
+// Where a gradient goes: contiguous, or nowhere.
+struct Gradient {
+  void* data = nullptr;
+  ScalarType type = ScalarType::Float;
+};
+
+// What the backward pass needs of a row beside its logits.
+template <class A>
+struct Row {
+  A lse_student, lse_teacher, kl_student, kl_teacher, lse_raw;
+};
+
+// (N,) shared by the groups, or (G, N).
+template <class T>
+struct PerRow {
+  const T* data = nullptr;
+  int64_t group_stride = 0;
+};
+
+struct Problem {
+  Logits student, teacher;
+  int64_t groups, rows_a_group, classes;
+  const void* temperatures;  // (N,) of the accumulation type, or null
+  PerRow<int64_t> labels;
+  PerRow<void> weights;  // of the accumulation type
+  bool wide_numbers;     // the accumulation type is float64
+  double temperature, beta, ce_weight, divisor;
+  bool scale_by_t2;
+  int64_t ignore_index;
+  Direction direction;
+  Save save = Save::nothing;
+  void* losses = nullptr;
+  void* rows = nullptr;
+  const void* grad = nullptr;
+  bool grad_is_scalar = true;
+  Gradient student_gradient, teacher_gradient;
+
+  int64_t label_of(int64_t row) const {
+    return labels.data[row / rows_a_group * labels.group_stride + row % rows_a_group];
+  }
+  bool kept(int64_t row) const {
+    if (labels.data == nullptr) {
+      return true;
+    }
+    const int64_t label = label_of(row);
+    return label != ignore_index && label >= 0 && label < classes;
+  }
+  double number(const void* from, int64_t index) const {
+    return wide_numbers ? static_cast<const double*>(from)[index] : static_cast<const float*>(from)[index];
+  }
+  double temperature_of(int64_t row) const {
+    return temperatures ? number(temperatures, row % rows_a_group) : temperature;
+  }
+  double weight_of(int64_t row) const {
+    return weights.data ? number(weights.data, row / rows_a_group * weights.group_stride + row % rows_a_group) : 1;
+  }
+};
+
+}  // namespace
+
+namespace plain {
+namespace {
+#include "vector_math.h"
+#include "kd_divergence_rows.h"
+}  // namespace
+}  // namespace plain
+
+#ifdef MERC_X86_KERNELS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,prefer-vector-width=256")
+namespace avx2 {
+namespace {
+#include "vector_math.h"
+#include "kd_divergence_rows.h"
+}  // namespace
+}  // namespace avx2
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,prefer-vector-width=512")
+namespace avx512 {
+namespace {
+#include "vector_math.h"
+#include "kd_divergence_rows.h"
+}  // namespace
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+namespace {
+
+template <class A>
+void run(const Problem& p, bool forward) {
+  auto rows = forward ? plain::forward_rows<A> : plain::backward_rows<A>;
+#ifdef MERC_X86_KERNELS
+  if (best_isa() == Isa::avx512) {
+    rows = forward ? avx512::forward_rows<A> : avx512::backward_rows<A>;
+  } else if (best_isa() == Isa::avx2) {
+    rows = forward ? avx2::forward_rows<A> : avx2::backward_rows<A>;
+  }
+#endif
+  const int64_t count = forward ? p.groups * p.rows_a_group : p.rows_a_group;
+  const int64_t work = p.classes * (forward ? 1 : p.groups);
+  const int64_t grain = 8192 / work + 1;  // rows that are worth a thread
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { rows(p, begin, end); });
+}
+
+void run(const Problem& p, bool forward) {
+  if (p.wide_numbers) {
+    run<double>(p, forward);
+  } else {
+    run<float>(p, forward);
+  }
+}
+
+Tensor with_unit_stride(const Tensor& logits) {
+  return logits.dim() > 0 && logits.stride(-1) == 1 ? logits : torch::stable::contiguous(logits);
+}
+
+Logits logits_of(const Tensor& tensor) {
+  const bool grouped = tensor.dim() == 3;
+  return {tensor.const_data_ptr(), tensor.scalar_type(), tensor.size(-2), grouped ? tensor.stride(0) : 0,
+          tensor.stride(-2), tensor.size(-1), !grouped};
+}
+
+// The tensors of a call, checked, kept alive, with a unit last stride.
+struct Arguments {
+  Tensor student, teacher;
+  std::optional<Tensor> temperatures, labels, weights;
+  ScalarType accumulate;
+  Problem problem;
+
+  Arguments(
+      const Tensor& student_, const Tensor& teacher_, const std::optional<Tensor>& temperatures_,
+      const std::optional<Tensor>& labels_, const std::optional<Tensor>& weights_, double temperature,
+      int64_t direction, double beta, double ce_weight, bool scale_by_t2, int64_t ignore_index)
+      : student(with_unit_stride(student_)), teacher(with_unit_stride(teacher_)) {
+    STD_TORCH_CHECK(
+        student.dim() == 2 || student.dim() == 3, "student: expected shape (N, C) or (G, N, C), got ",
+        shape_of(student));
+    STD_TORCH_CHECK(direction >= 0 && direction <= 2, "direction: expected 0, 1 or 2, got ", direction);
+    check_float("student", student);
+    check_float("teacher", teacher);
+    const int64_t groups = student.dim() == 3 ? student.size(0) : 1;
+    const int64_t rows = student.size(-2), classes = student.size(-1);
+    const int64_t tail[] = {rows, classes};
+    STD_TORCH_CHECK(classes > 0, "student: expected at least one class, got ", shape_of(student));
+    check_shape("teacher", teacher, groups, tail, 2);
+    const bool wide = student.scalar_type() == ScalarType::Double || teacher.scalar_type() == ScalarType::Double;
+    accumulate = wide ? ScalarType::Double : ScalarType::Float;
+    problem.student = logits_of(student);
+    problem.teacher = logits_of(teacher);
+    problem.groups = groups;
+    problem.rows_a_group = rows;
+    problem.classes = classes;
+    problem.temperatures = nullptr;
+    problem.wide_numbers = wide;
+    if (temperatures_) {
+      check_dtype("row_temperature", *temperatures_, accumulate);
+      check_shape("row_temperature", *temperatures_, 0, tail, 1);
+      temperatures = torch::stable::contiguous(*temperatures_);
+      problem.temperatures = temperatures->const_data_ptr();
+    }
+    if (labels_) {
+      check_dtype("labels", *labels_, ScalarType::Long);
+      check_shape("labels", *labels_, groups, tail, 1);
+      labels = torch::stable::contiguous(*labels_);
+      problem.labels = {static_cast<const int64_t*>(labels->const_data_ptr()), labels->dim() == 2 ? rows : 0};
+    } else {
+      STD_TORCH_CHECK(ce_weight == 0, "labels: expected a tensor, as ce_weight is not 0");
+    }
+    if (weights_) {
+      check_dtype("row_weights", *weights_, accumulate);
+      check_shape("row_weights", *weights_, groups, tail, 1);
+      weights = torch::stable::contiguous(*weights_);
+      problem.weights = {weights->const_data_ptr(), weights->dim() == 2 ? rows : 0};
+    }
+    problem.temperature = temperature;
+    problem.beta = beta;
+    problem.ce_weight = ce_weight;
+    problem.scale_by_t2 = scale_by_t2;
+    problem.ignore_index = ignore_index;
+    problem.direction = static_cast<Direction>(direction);
+    problem.divisor = 1;
+  }
+
+  Tensor empty(std::vector<int64_t> size, ScalarType type) const {
+    return torch::stable::new_empty(student, size, type);
+  }
+
+  std::vector<int64_t> row_shape() const {
+    return student.dim() == 3 ? std::vector<int64_t>{problem.groups, problem.rows_a_group}
+                              : std::vector<int64_t>{problem.rows_a_group};
+  }
+
+  int64_t rows() const { return problem.groups * problem.rows_a_group; }
+};
+
+template <class A>
+A sum_in_order(const void* losses, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    sum += static_cast<const A*>(losses)[i];
+  }
+  return static_cast<A>(sum);
+}
+
+template <class A>
+void put(const Tensor& scalar, A value) {
+  *static_cast<A*>(scalar.mutable_data_ptr()) = value;
+}
+
+void put(const Tensor& scalar, ScalarType type, double value) {
+  type == ScalarType::Double ? put<double>(scalar, value) : put<float>(scalar, static_cast<float>(value));
+}
+
+std::tuple<Tensor, Tensor, Tensor> kd_divergence(
+    const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& row_temperature,
+    const std::optional<Tensor>& labels, const std::optional<Tensor>& row_weights, double temperature,
+    int64_t direction, double beta, double ce_weight, bool scale_by_t2, int64_t ignore_index, int64_t reduction,
+    int64_t save) {
+  Arguments arguments(
+      student, teacher, row_temperature, labels, row_weights, temperature, direction, beta, ce_weight, scale_by_t2,
+      ignore_index);
+  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction: expected 0, 1 or 2, got ", reduction);
+  STD_TORCH_CHECK(
+      save >= 0 && save <= 2 && !(save == 2 && reduction == 0),
+      "save: expected 0, 1, or 2 with a reduction to a scalar, got ", save);
+  Problem& problem = arguments.problem;
+  const ScalarType type = arguments.accumulate;
+  const int64_t rows = arguments.rows();
+  if (static_cast<Reduction>(reduction) == Reduction::batchmean) {
+    int64_t kept = 0;
+    for (int64_t row = 0; row < rows && labels; ++row) {
+      kept += problem.kept(row);
+    }
+    problem.divisor = static_cast<double>(labels ? kept : rows);
+    problem.divisor = problem.divisor > 1 ? problem.divisor : 1;
+  }
+  problem.save = static_cast<Save>(save);
+  Tensor losses = arguments.empty(arguments.row_shape(), type);
+  Tensor saved = [&] {
+    switch (problem.save) {
+      case Save::nothing:
+        return arguments.empty({0}, type);
+      case Save::numbers:
+        return arguments.empty({rows, 5}, type);
+      default: {
+        const auto size = arguments.student.sizes();
+        return arguments.empty(std::vector<int64_t>(size.begin(), size.end()), arguments.student.scalar_type());
+      }
+    }
+  }();
+  problem.losses = losses.mutable_data_ptr();
+  problem.rows = saved.mutable_data_ptr();
+  problem.student_gradient = {saved.mutable_data_ptr(), arguments.student.scalar_type()};
+  run(problem, true);
+  Tensor divisor = arguments.empty({}, type);
+  put(divisor, type, problem.divisor);
+  if (static_cast<Reduction>(reduction) == Reduction::none) {
+    return {losses, divisor, saved};
+  }
+  const double sum = problem.wide_numbers ? sum_in_order<double>(problem.losses, rows)
+                                          : sum_in_order<float>(problem.losses, rows);
+  Tensor loss = arguments.empty({}, type);
+  put(loss, type, sum / problem.divisor);
+  return {loss, divisor, saved};
+}
+
+std::tuple<Tensor, Tensor> kd_divergence_backward(
+    const Tensor& grad, const Tensor& divisor, const Tensor& saved, const Tensor& student, const Tensor& teacher,
+    const std::optional<Tensor>& row_temperature, const std::optional<Tensor>& labels,
+    const std::optional<Tensor>& row_weights, double temperature, int64_t direction, double beta, double ce_weight,
+    bool scale_by_t2, int64_t ignore_index, bool student_grad, bool teacher_grad) {
+  Arguments arguments(
+      student, teacher, row_temperature, labels, row_weights, temperature, direction, beta, ce_weight, scale_by_t2,
+      ignore_index);
+  Problem& problem = arguments.problem;
+  const ScalarType type = arguments.accumulate;
+  check_dtype("grad", grad, type);
+  check_dtype("divisor", divisor, type);
+  check_dtype("saved", saved, type);
+  STD_TORCH_CHECK(
+      saved.dim() == 2 && saved.size(0) == arguments.rows() && saved.size(1) == 5 && saved.is_contiguous(),
+      "saved: expected shape (", arguments.rows(), ", 5), got ", shape_of(saved));
+  STD_TORCH_CHECK(
+      grad.numel() == arguments.rows() || grad.dim() == 0, "grad: expected a scalar or a number a row, got ",
+      shape_of(grad));
+  const Tensor grads = torch::stable::contiguous(grad);
+  problem.grad = grads.const_data_ptr();
+  problem.grad_is_scalar = grad.dim() == 0;
+  problem.rows = saved.mutable_data_ptr();
+  problem.divisor = problem.number(divisor.const_data_ptr(), 0);
+  const auto gradient = [&](bool wanted, const Tensor& of, Gradient& target) {
+    const auto size = of.sizes();
+    Tensor tensor = arguments.empty(
+        wanted ? std::vector<int64_t>(size.begin(), size.end()) : std::vector<int64_t>{0}, of.scalar_type());
+    if (wanted) {
+      target = {tensor.mutable_data_ptr(), of.scalar_type()};
+    }
+    return tensor;
+  };
+  Tensor of_student = gradient(student_grad, arguments.student, problem.student_gradient);
+  Tensor of_teacher = gradient(teacher_grad, arguments.teacher, problem.teacher_gradient);
+  run(problem, false);
+  return {of_student, of_teacher};
+}
+
+}  // namespace
+}  // namespace merc::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(merc, CPU, m) {
+  m.impl("kd_divergence", TORCH_BOX(&merc::cpu::kd_divergence));
+  m.impl("kd_divergence_backward", TORCH_BOX(&merc::cpu::kd_divergence_backward));
+}

@@ -1,0 +1,69 @@
+// exp, log and log1p without branches, so that a loop over them becomes vector code. Included once an instruction set,
+// inside its namespace; hence no include guard.
+
+// e^x for x <= 88, within 2 ulp; 0 below the smallest normal number. Cody and Waite's reduction, a polynomial in
+// the remainder (Cephes).
+inline float fast_exp(float x) {
+  constexpr float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float n = (x * 1.44269504f + round) - round;
+  float r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  float y = 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  const float clamped = n < -126.0f ? -126.0f : n;
+  const int bits = (static_cast<int>(clamped) + 127) << 23;
+  float scale;
+  __builtin_memcpy(&scale, &bits, sizeof scale);
+  return x < -87.3365f ? 0.0f : y * scale;
+}
+
+inline double fast_exp(double x) { return __builtin_exp(x); }
+
+// log(1 + u) for u in [0, 1]: 2 artanh(u / (2 + u)).
+inline float fast_log1p(float u) {
+  const float w = u / (2.0f + u);
+  const float v = w * w;
+  float y = 1.0f / 15.0f;
+  y = y * v + 1.0f / 13.0f;
+  y = y * v + 1.0f / 11.0f;
+  y = y * v + 1.0f / 9.0f;
+  y = y * v + 1.0f / 7.0f;
+  y = y * v + 1.0f / 5.0f;
+  y = y * v + 1.0f / 3.0f;
+  return 2.0f * (w + w * v * y);
+}
+
+inline double fast_log1p(double u) { return __builtin_log1p(u); }
+
+// log(x) for normal x > 0, within 2 ulp; -inf for 0 (Cephes).
+inline float fast_log(float x) {
+  int bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  int exponent = (bits >> 23) - 126;
+  bits = (bits & 0x007fffff) | 0x3f000000;
+  float m;  // in [0.5, 1)
+  __builtin_memcpy(&m, &bits, sizeof m);
+  const bool low = m < 0.707106781f;
+  m = low ? m + m - 1.0f : m - 1.0f;
+  const float e = static_cast<float>(low ? exponent - 1 : exponent);
+  const float v = m * m;
+  float y = 7.0376836292e-2f;
+  y = y * m - 1.1514610310e-1f;
+  y = y * m + 1.1676998740e-1f;
+  y = y * m - 1.2420140846e-1f;
+  y = y * m + 1.4249322787e-1f;
+  y = y * m - 1.6668057665e-1f;
+  y = y * m + 2.0000714765e-1f;
+  y = y * m - 2.4999993993e-1f;
+  y = y * m + 3.3333331174e-1f;
+  y = y * m * v + e * -2.12194440e-4f - 0.5f * v;
+  const float result = m + y + e * 0.693359375f;
+  return x > 0.0f ? result : (x == 0.0f ? -__builtin_inff() : x);
+}
+
+inline double fast_log(double x) { return __builtin_log(x); }
