@@ -65,7 +65,7 @@ class Config:
     hidden_dim: int = 192
     layers: int = 2
     heads: int = 8
-    dropout: float = 0.3
+    dropout: float = 0.5
     speaker_slots: int = 10
     text_leading: bool = True
     shift_limit: float = 0.5
