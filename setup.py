@@ -13,7 +13,15 @@ from pathlib import Path
 from setuptools import setup
 
 TORCH_TARGET = "2.11"  # the oldest torch whose stable ABI the module needs
-CXX_FLAGS = ["-std=c++20", "-O3", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+]
 CUDA_ARCHS = "8.0;9.0+PTX"
 
 

@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(merc, m) {
-  // save: 0 nothing; 1 five numbers a row for kd_divergence_backward; 2 the student's gradient for a gradient of 1.
+  // save: 0 nothing; 1 seven numbers a row for kd_divergence_backward; 2 the student's gradient for a gradient of 1.
   // divisor is what the reduction divided by. direction: 0 forward, 1 reverse, 2 js. reduction: 0 none, 1 sum, 2 batchmean.
   m.def(
       "kd_divergence(Tensor student, Tensor teacher, Tensor? row_temperature, Tensor? labels, Tensor? row_weights, "

@@ -4,6 +4,7 @@ Options, shapes, dtypes and devices are checked always. Values inside tensors ar
 costs nothing: on the CPU, and elsewhere only under ``MERC_CHECK=1``; never while a program is being traced.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import NoReturn
@@ -46,15 +47,19 @@ def choice(name: str, value: object, options: Sequence[str]) -> None:
         fail(name, " or ".join(repr(option) for option in options), value)
 
 
-def number(name: str, value: object, *, above: float | None = None, below: float = float("inf")) -> None:
+def number(name: str, value: object, *, above: float | None = None, below: float = math.inf) -> None:
     """``value`` is a finite Python number in (above, below), or in [0, below) where ``above`` is None."""
+    if (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and (value >= 0 if above is None else value > above)
+        and value < below  # a NaN compares False
+    ):
+        return
     expected = "a finite number >= 0" if above is None else f"a finite number > {above:g}"
-    if below != float("inf"):
+    if below != math.inf:
         expected += f" and < {below:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        fail(name, expected, value)
-    if not (value >= 0 if above is None else value > above) or not value < below:  # a NaN compares False
-        fail(name, expected, value)
+    fail(name, expected, value)
 
 
 def integer(name: str, value: object) -> None:
@@ -65,30 +70,37 @@ def integer(name: str, value: object) -> None:
 
 def tensor(name: str, value: object, dtypes: str, device: torch.device | None, *shapes: Shape) -> None:
     """``value`` is a tensor of one of ``dtypes`` and one of ``shapes``, on ``device`` where that is given."""
-    if not (
-        isinstance(value, Tensor)
-        and value.dtype in _DTYPES[dtypes]
-        and any(_fits(value, shape) for shape in shapes)
-        and (device is None or value.device == device)
-    ):
-        place = "" if device is None else f" on {device}"
-        wanted = " or ".join(_shape_text(shape) for shape in shapes)
-        fail(name, f"{dtypes} tensor of shape {wanted}{place}", value)
+    if isinstance(value, Tensor) and value.dtype in _DTYPES[dtypes] and (device is None or value.device == device):
+        for shape in shapes:
+            if _fits(value.shape, shape):
+                return
+    place = "" if device is None else f" on {device}"
+    wanted = " or ".join(_shape_text(shape) for shape in shapes)
+    fail(name, f"{dtypes} tensor of shape {wanted}{place}", value)
 
 
-def _fits(value: Tensor, shape: Shape) -> bool:
-    return value.dim() == len(shape) and all(
-        isinstance(want, str) or size == want for size, want in zip(value.shape, shape, strict=True)
-    )
+def _fits(size: torch.Size, shape: Shape) -> bool:
+    if len(size) != len(shape):
+        return False
+    for actual, wanted in zip(size, shape, strict=True):  # a plain loop: small batches feel every microsecond
+        if not isinstance(wanted, str) and actual != wanted:
+            return False
+    return True
+
+
+def eager(*values: Tensor) -> bool:
+    """Whether these are plain tensors with elements: nothing is traced, transformed or faked."""
+    if torch.compiler.is_compiling():
+        return False
+    for value in values:
+        if type(value) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+            return False
+    return True
 
 
 def readable(value: Tensor) -> bool:
     """Whether the elements of ``value`` may be looked at."""
-    if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):
-        return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
-        return False
-    return value.device.type == "cpu" or os.environ.get("MERC_CHECK") == "1"
+    return eager(value) and (value.device.type == "cpu" or os.environ.get("MERC_CHECK") == "1")
 
 
 def elements(name: str, expected: str, value: Tensor, good: Tensor) -> None:

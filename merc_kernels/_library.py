@@ -1,21 +1,31 @@
 """Which backends there are, which of them are on, and the choice among them."""
 
+import importlib
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
+_C: Any = None
+try:
+    _C = importlib.import_module("merc_kernels._C")  # registers the compiled operators
+except ImportError as error:
+    _no_extension = str(error)
+
 _ON = "on"
-_STATE = {  # the fastest first
-    "cpu": "off: this release has no compiled CPU kernels",
-    "cuda": "off: this release has no compiled CUDA kernels",
-    "triton": "off: this release has no Triton kernels",
-    "torch": "off: this release has no linear-memory algorithm in PyTorch",
-    "reference": _ON,
-}
+_BACKENDS = ("cpu", "cuda", "triton", "torch", "reference")
+_OPERATORS = {"focal_contrastive": ("reference",), "kd_divergence": ("cpu", "cuda", "triton", "reference")}
 _forced: ContextVar[str | None] = ContextVar("merc_kernels_backend", default=None)
 _forced_in_traces: str | None = None  # Dynamo can guard a global, but cannot trace a ContextVar
+
+
+def build() -> dict[str, Any] | None:
+    """How the extension was compiled: compiler, CUDA, torch; None where there is none."""
+    return None if _C is None else dict(_C.build)
 
 
 def backends() -> dict[str, str]:
@@ -23,7 +33,7 @@ def backends() -> dict[str, str]:
 
     Returns: a new dict with the keys ``cpu``, ``cuda``, ``triton``, ``torch`` and ``reference``.
     """
-    return dict(_STATE)
+    return {name: _state(name) for name in _BACKENDS}
 
 
 @contextmanager
@@ -49,18 +59,70 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(backend: str | None) -> str:
-    """Name of the backend that a call with the argument ``backend`` runs on."""
+def check(backend: str | None) -> None:
+    """``backend`` is None or a backend that is on."""
     if backend is not None:
-        return _usable("backend", backend)
-    forced = _forced_in_traces if torch.compiler.is_compiling() else _forced.get()
-    return forced or next(name for name, state in _STATE.items() if state == _ON)
+        _usable("backend", backend)
+
+
+def choose(backend: str | None, operator: str, device: str, narrow: bool = False) -> str:
+    """Name of the backend that a call runs on.
+
+    Args:
+        backend: the call's argument; None leaves the choice to `use_backend`, and then to us.
+        operator: ``focal_contrastive`` or ``kd_divergence``.
+        device: the type of the tensors' device.
+        narrow: a GPU problem that launches, not arithmetic, bound.
+    """
+    forced = backend or (_forced_in_traces if torch.compiler.is_compiling() else _forced.get())
+    if forced is not None:
+        name = _usable("backend", forced)
+        if name not in _OPERATORS[operator]:
+            raise ValueError(f"backend: {name!r} has no {operator}; it has {', '.join(_OPERATORS[operator])}")
+        if not _takes(name, device):
+            raise ValueError(f"backend: {name!r} does not take tensors on {device}")
+        return name
+    order = {"cpu": ("cpu",), "cuda": ("cuda", "triton") if narrow else ("triton", "cuda")}.get(device, ())
+    for name in order:
+        if name in _OPERATORS[operator] and _state(name) == _ON:
+            return name
+    return "reference"
+
+
+def _takes(name: str, device: str) -> bool:
+    if name == "triton":
+        return device == "cuda" or (device == "cpu" and _interpreted())
+    return name not in ("cpu", "cuda") or name == device
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _state(name: str) -> str:
+    if name == "reference":
+        return _ON
+    if name == "torch":
+        return "off: this release has no linear-memory algorithm in PyTorch"
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "off: triton is not installed"
+        on = torch.cuda.is_available() or _interpreted()
+        return _ON if on else "off: no CUDA device is available (TRITON_INTERPRET=1 takes CPU tensors)"
+    if _C is None:
+        advice = "install with a C++ compiler and pip's --no-build-isolation"
+        return f"off: the compiled extension is missing ({_no_extension}); {advice}"
+    if name == "cuda":
+        if _C.build["cuda"] is None:
+            return "off: the extension was compiled without CUDA (it needs nvcc and a CUDA build of torch)"
+        return _ON if torch.cuda.is_available() else "off: no CUDA device is available"
+    return _ON
 
 
 def _usable(argument: str, name: str) -> str:
-    if not isinstance(name, str) or name not in _STATE:
-        known = ", ".join(repr(known) for known in _STATE)
+    if not isinstance(name, str) or name not in _BACKENDS:
+        known = ", ".join(repr(known) for known in _BACKENDS)
         raise ValueError(f"{argument}: expected one of {known}, got {name!r}")
-    if _STATE[name] != _ON:
-        raise ValueError(f"{argument}: expected a backend that is on, got {name!r}, which is {_STATE[name]}")
+    if (state := _state(name)) != _ON:
+        raise ValueError(f"{argument}: expected a backend that is on, got {name!r}, which is {state}")
     return name

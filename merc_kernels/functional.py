@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import _checks, _library, reference
+from merc_kernels._ops.kd_divergence import kd_divergence as fused_kd_divergence
 
 
 def focal_contrastive_loss(
@@ -77,7 +78,7 @@ def focal_contrastive_loss(
             [0, C) and a temperature tensor that is not positive raise on the CPU; on a GPU only under
             ``MERC_CHECK=1``, as reading them would synchronise: there a label out of range counts as ignored.
     """
-    _library.choose(backend)
+    _library.choose(backend, "focal_contrastive", _device(embeddings))
     return reference.focal_contrastive_loss(
         embeddings,
         labels,
@@ -153,8 +154,11 @@ def kd_divergence(
             [0, C) and a temperature tensor that is not positive raise on the CPU; on a GPU only under
             ``MERC_CHECK=1``, as reading them would synchronise: there a label out of range counts as ignored.
     """
-    _library.choose(backend)
-    return reference.kd_divergence(
+    device = _device(student_logits)
+    narrow = device == "cuda" and not torch.compiler.is_compiling() and student_logits.shape[-1:].numel() <= 64
+    name = _library.choose(backend, "kd_divergence", device, narrow)
+    run = reference.kd_divergence if name == "reference" else fused_kd_divergence
+    return run(
         student_logits,
         teacher_logits,
         temperature=temperature,
@@ -166,6 +170,7 @@ def kd_divergence(
         teacher_grad=teacher_grad,
         scale_by_t2=scale_by_t2,
         ignore_index=ignore_index,
+        backend=name,
         reduction=reduction,
     )
 
@@ -198,3 +203,8 @@ def class_balanced_weights(class_counts: Sequence[float] | Tensor, alpha: float 
     present = counts > 0
     exponent = (-alpha * torch.where(present, counts, 1).log()).masked_fill(~present, -torch.inf)
     return torch.where(present, exponent.softmax(0) * present.sum(), 0)  # N cancels, no power overflows
+
+
+def _device(tensor: object) -> str:
+    """The type of a tensor's device; what is no tensor is refused later."""
+    return tensor.device.type if isinstance(tensor, Tensor) else "cpu"

@@ -56,7 +56,7 @@ class FocalContrastiveLoss(nn.Module):
             ignore_index=ignore_index,
             reduction=reduction,
         )
-        _library.choose(backend)
+        _library.check(backend)
         if isinstance(temperature, nn.Parameter):
             _checks.tensor("temperature", temperature, _checks.FLOAT, None, ())
         elif isinstance(temperature, Tensor):
@@ -161,7 +161,7 @@ class KDDivergence(nn.Module):
             ignore_index=ignore_index,
             reduction=reduction,
         )
-        _library.choose(backend)
+        _library.check(backend)
         self.temperature = temperature
         self.direction = direction
         self.beta = beta

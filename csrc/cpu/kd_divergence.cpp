@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "allocate.h"
 #include "isa.h"
 
 namespace merc::cpu {
@@ -49,8 +50,10 @@ struct Gradient {
 // What the backward pass needs of a row beside its logits.
 template <class A>
 struct Row {
-  A lse_student, lse_teacher, kl_student, kl_teacher, lse_raw;
+  A max_student, max_teacher, log_z_student, log_z_teacher, kl_student, kl_teacher, log_z_raw;
 };
+
+constexpr int64_t kNumbers = sizeof(Row<float>) / sizeof(float);
 
 // (N,) shared by the groups, or (G, N).
 template <class T>
@@ -142,7 +145,7 @@ void run(const Problem& p, bool forward) {
 #endif
   const int64_t count = forward ? p.groups * p.rows_a_group : p.rows_a_group;
   const int64_t work = p.classes * (forward ? 1 : p.groups);
-  const int64_t grain = 8192 / work + 1;  // rows that are worth a thread
+  const int64_t grain = 8192 / (work > 0 ? work : 1) + 1;  // rows that are worth a thread
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { rows(p, begin, end); });
 }
 
@@ -225,10 +228,6 @@ struct Arguments {
     problem.divisor = 1;
   }
 
-  Tensor empty(std::vector<int64_t> size, ScalarType type) const {
-    return torch::stable::new_empty(student, size, type);
-  }
-
   std::vector<int64_t> row_shape() const {
     return student.dim() == 3 ? std::vector<int64_t>{problem.groups, problem.rows_a_group}
                               : std::vector<int64_t>{problem.rows_a_group};
@@ -279,16 +278,16 @@ std::tuple<Tensor, Tensor, Tensor> kd_divergence(
     problem.divisor = problem.divisor > 1 ? problem.divisor : 1;
   }
   problem.save = static_cast<Save>(save);
-  Tensor losses = arguments.empty(arguments.row_shape(), type);
+  Tensor losses = empty(arguments.row_shape(), type);
   Tensor saved = [&] {
     switch (problem.save) {
       case Save::nothing:
-        return arguments.empty({0}, type);
+        return empty({0}, type);
       case Save::numbers:
-        return arguments.empty({rows, 5}, type);
+        return empty({rows, kNumbers}, type);
       default: {
         const auto size = arguments.student.sizes();
-        return arguments.empty(std::vector<int64_t>(size.begin(), size.end()), arguments.student.scalar_type());
+        return empty(std::vector<int64_t>(size.begin(), size.end()), arguments.student.scalar_type());
       }
     }
   }();
@@ -296,14 +295,14 @@ std::tuple<Tensor, Tensor, Tensor> kd_divergence(
   problem.rows = saved.mutable_data_ptr();
   problem.student_gradient = {saved.mutable_data_ptr(), arguments.student.scalar_type()};
   run(problem, true);
-  Tensor divisor = arguments.empty({}, type);
+  Tensor divisor = empty({}, type);
   put(divisor, type, problem.divisor);
   if (static_cast<Reduction>(reduction) == Reduction::none) {
     return {losses, divisor, saved};
   }
   const double sum = problem.wide_numbers ? sum_in_order<double>(problem.losses, rows)
                                           : sum_in_order<float>(problem.losses, rows);
-  Tensor loss = arguments.empty({}, type);
+  Tensor loss = empty({}, type);
   put(loss, type, sum / problem.divisor);
   return {loss, divisor, saved};
 }
@@ -322,8 +321,8 @@ std::tuple<Tensor, Tensor> kd_divergence_backward(
   check_dtype("divisor", divisor, type);
   check_dtype("saved", saved, type);
   STD_TORCH_CHECK(
-      saved.dim() == 2 && saved.size(0) == arguments.rows() && saved.size(1) == 5 && saved.is_contiguous(),
-      "saved: expected shape (", arguments.rows(), ", 5), got ", shape_of(saved));
+      saved.dim() == 2 && saved.size(0) == arguments.rows() && saved.size(1) == kNumbers && saved.is_contiguous(),
+      "saved: expected shape (", arguments.rows(), ", ", kNumbers, "), got ", shape_of(saved));
   STD_TORCH_CHECK(
       grad.numel() == arguments.rows() || grad.dim() == 0, "grad: expected a scalar or a number a row, got ",
       shape_of(grad));
@@ -334,7 +333,7 @@ std::tuple<Tensor, Tensor> kd_divergence_backward(
   problem.divisor = problem.number(divisor.const_data_ptr(), 0);
   const auto gradient = [&](bool wanted, const Tensor& of, Gradient& target) {
     const auto size = of.sizes();
-    Tensor tensor = arguments.empty(
+    Tensor tensor = empty(
         wanted ? std::vector<int64_t>(size.begin(), size.end()) : std::vector<int64_t>{0}, of.scalar_type());
     if (wanted) {
       target = {tensor.mutable_data_ptr(), of.scalar_type()};

@@ -58,9 +58,16 @@ void store(const Gradient& gradient, int64_t offset, int64_t n, const A* from) {
 }
 
 template <class A>
-A load_one(const Logits& logits, int64_t row, int64_t column) {
+void fill(A* __restrict values, int64_t n, A value) {
+  for (int64_t i = 0; i < n; ++i) {
+    values[i] = value;
+  }
+}
+
+template <class A>
+A load_one(const Logits& logits, int64_t row, int64_t column, A scale) {
   A value;
-  load(logits, row, column, 1, A(1), &value);
+  load(logits, row, column, 1, scale, &value);
   return value;
 }
 
@@ -146,6 +153,8 @@ Sums<A> sweep(
 template <class A>
 void js_sweep(const Problem& p, int64_t row, A scale, A beta, Row<A>& result, A* x, A* y) {
   const A log_beta = fast_log(beta), log_rest = fast_log(1 - beta);
+  const A max_x = result.max_student, log_z_x = result.log_z_student;
+  const A max_y = result.max_teacher, log_z_y = result.log_z_teacher;
   A k_x = 0, k_y = 0;
   for (int64_t begin = 0; begin < p.classes; begin += kBlock) {
     const int64_t n = p.classes - begin < kBlock ? p.classes - begin : kBlock;
@@ -154,7 +163,7 @@ void js_sweep(const Problem& p, int64_t row, A scale, A beta, Row<A>& result, A*
     A block_x = 0, block_y = 0;
 #pragma omp simd reduction(+ : block_x, block_y)
     for (int64_t i = 0; i < n; ++i) {
-      const A log_x = x[i] - result.lse_student, log_y = y[i] - result.lse_teacher;
+      const A log_x = x[i] - max_x - log_z_x, log_y = y[i] - max_y - log_z_y;
       const A log_m = log_mixture(log_x + log_rest, log_y + log_beta);
       const A e_x = fast_exp(log_x), e_y = fast_exp(log_y);
       block_x += bracket_term(e_x, log_x, log_m);
@@ -178,10 +187,11 @@ A measure(const Problem& p, int64_t row, A* x, A* y, Row<A>& result) {
   const Sums<A> sums = sweep<A>(first, second, row, scale, raw_scale, student_first, x, y);
   const A log_x = fast_log(sums.z_x), log_y = fast_log(sums.z_y);
   const A kl = sums.bracket / sums.z_x + log_y - log_x;
-  const A lse_x = sums.max_x + log_x, lse_y = sums.max_y + log_y;
-  result.lse_student = student_first ? lse_x : lse_y;
-  result.lse_teacher = student_first ? lse_y : lse_x;
-  result.lse_raw = (student_first ? sums.max_x : sums.max_y) * t + fast_log(sums.z_raw);
+  result.max_student = student_first ? sums.max_x : sums.max_y;
+  result.max_teacher = student_first ? sums.max_y : sums.max_x;
+  result.log_z_student = student_first ? log_x : log_y;
+  result.log_z_teacher = student_first ? log_y : log_x;
+  result.log_z_raw = fast_log(sums.z_raw);
   result.kl_student = result.kl_teacher = kl;
   if (p.direction == Direction::js) {
     js_sweep<A>(p, row, scale, p.beta, result, x, y);
@@ -194,15 +204,17 @@ A measure(const Problem& p, int64_t row, A* x, A* y, Row<A>& result) {
 template <class A>
 struct Slope {
   const Logits *own, *other;
-  A lse_own, lse_other, kl, t, scale, c, own_weight, log_own, log_other, ce, lse_raw;
+  A max_own, max_other, log_z_own, log_z_other, kl, t, scale, c, own_weight, log_own, log_other, ce, log_z_raw;
   bool own_is_second;
   int64_t label;  // -1: no cross entropy
 
   Slope(const Problem& p, int64_t row, const Row<A>& of, A factor, bool of_student)
       : own(of_student ? &p.student : &p.teacher),
         other(of_student ? &p.teacher : &p.student),
-        lse_own(of_student ? of.lse_student : of.lse_teacher),
-        lse_other(of_student ? of.lse_teacher : of.lse_student),
+        max_own(of_student ? of.max_student : of.max_teacher),
+        max_other(of_student ? of.max_teacher : of.max_student),
+        log_z_own(of_student ? of.log_z_student : of.log_z_teacher),
+        log_z_other(of_student ? of.log_z_teacher : of.log_z_student),
         kl(of_student ? of.kl_student : of.kl_teacher),
         t(p.temperature_of(row)),
         scale(A(1) / t),
@@ -211,7 +223,7 @@ struct Slope {
         log_own(fast_log(own_weight)),
         log_other(fast_log(1 - own_weight)),
         ce(factor * A(p.ce_weight)),
-        lse_raw(of.lse_raw),
+        log_z_raw(of.log_z_raw),
         own_is_second(of_student == (p.direction == Direction::forward)),
         label(of_student && p.ce_weight != 0 ? p.label_of(row) : -1) {}
 };
@@ -223,12 +235,14 @@ void add_gradient(
     A* __restrict out) {
   load(*slope.own, row, begin, n, slope.scale, x);
   load(*slope.other, row, begin, n, slope.scale, y);
-  const A lse_own = slope.lse_own, lse_other = slope.lse_other, c = slope.c, kl = slope.kl;
+  const A max_own = slope.max_own, log_z_own = slope.log_z_own;
+  const A max_other = slope.max_other, log_z_other = slope.log_z_other;
+  const A c = slope.c, kl = slope.kl;
   if (p.direction == Direction::js) {
     const A factor = c * slope.own_weight, log_own = slope.log_own, log_other = slope.log_other;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      const A log_x = x[i] - lse_own, log_y = y[i] - lse_other;
+      const A log_x = x[i] - max_own - log_z_own, log_y = y[i] - max_other - log_z_other;
       const A e = fast_exp(log_x);
       const A term = factor * e * (log_x - log_mixture(log_x + log_own, log_y + log_other) - kl);
       out[i] += e > A(0) ? term : A(0);
@@ -236,22 +250,22 @@ void add_gradient(
   } else if (slope.own_is_second) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      out[i] += c * (fast_exp(x[i] - lse_own) - fast_exp(y[i] - lse_other));
+      out[i] += c * (fast_exp(x[i] - max_own - log_z_own) - fast_exp(y[i] - max_other - log_z_other));
     }
   } else {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      const A log_x = x[i] - lse_own, log_y = y[i] - lse_other;
+      const A log_x = x[i] - max_own - log_z_own, log_y = y[i] - max_other - log_z_other;
       const A e = fast_exp(log_x);
       const A term = c * e * (log_x - log_y - kl);
       out[i] += e > A(0) ? term : A(0);
     }
   }
   if (slope.label >= 0) {
-    const A ce = slope.ce, t = slope.t, lse_raw = slope.lse_raw;
+    const A ce = slope.ce, t = slope.t, log_z_raw = slope.log_z_raw;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      out[i] += ce * fast_exp(x[i] * t - lse_raw);
+      out[i] += ce * fast_exp((x[i] - max_own) * t - log_z_raw);
     }
     if (slope.label >= begin && slope.label < begin + n) {
       out[slope.label - begin] -= ce;
@@ -259,16 +273,250 @@ void add_gradient(
   }
 }
 
+// Rows of few classes: kLanes rows at once, a lane a row, [class][lane] in memory; every loop over lanes is vector code.
+constexpr int64_t kLanes = 32;
+constexpr int64_t kNarrow = 64;
+
 template <class A>
-void fill(A* __restrict values, int64_t n, A value) {
-  for (int64_t i = 0; i < n; ++i) {
-    values[i] = value;
+struct Tile {
+  alignas(64) A x[kNarrow * kLanes], y[kNarrow * kLanes], e_x[kNarrow * kLanes], e_y[kNarrow * kLanes];
+  alignas(64) A row[kNarrow * kLanes];
+  alignas(64) int32_t start[kLanes];  // where a lane's row starts in `row`
+  alignas(64) A scale[kLanes], t[kLanes], weight[kLanes], max_x[kLanes], max_y[kLanes], log_z_x[kLanes], log_z_y[kLanes];
+  alignas(64) A kl_x[kLanes], kl_y[kLanes], log_z_raw[kLanes], label[kLanes], loss[kLanes];
+};
+
+// The logits of rows [begin, begin + n) over T; rows that do not count, and lanes beyond n, are 0.
+template <class A>
+void load_tile(const Problem& p, const Logits& logits, int64_t begin, int64_t n, Tile<A>& tile, A* __restrict to) {
+  const int64_t classes = p.classes;
+  const bool plain = p.labels.data == nullptr && logits.row_stride == classes &&
+                     begin / p.rows_a_group == (begin + n - 1) / p.rows_a_group;
+  A* rows = tile.row;
+  if (plain) {
+    load(logits, begin, 0, n * classes, A(1), rows);
+  } else {
+    for (int64_t lane = 0; lane < n; ++lane) {
+      if (p.kept(begin + lane)) {
+        load(logits, begin + lane, 0, classes, A(1), rows + lane * classes);
+      } else {
+        fill(rows + lane * classes, classes, A(0));
+      }
+    }
+  }
+  fill(rows + n * classes, (kLanes - n) * classes, A(0));
+  const int32_t* __restrict start = tile.start;
+  const A* __restrict scale = tile.scale;
+  for (int64_t c = 0; c < classes; ++c) {
+    const A* __restrict column = rows + c;
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      to[c * kLanes + lane] = column[start[lane]] * scale[lane];
+    }
+  }
+}
+
+// x := x - max - log sum e^(x - max), e := its exponential.
+template <class A>
+void center(A* __restrict x, A* __restrict e, int64_t classes, A* __restrict most, A* __restrict log_z) {
+  fill(most, kLanes, std::numeric_limits<A>::lowest());
+  fill(log_z, kLanes, A(0));
+  for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      most[lane] = x[c * kLanes + lane] > most[lane] ? x[c * kLanes + lane] : most[lane];
+    }
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      x[c * kLanes + lane] -= most[lane];
+      e[c * kLanes + lane] = fast_exp(x[c * kLanes + lane]);
+      log_z[lane] += e[c * kLanes + lane];
+    }
+  }
+  A shrink[kLanes];
+#pragma omp simd
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    shrink[lane] = A(1) / log_z[lane];
+    log_z[lane] = fast_log(log_z[lane]);
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      x[c * kLanes + lane] -= log_z[lane];
+      e[c * kLanes + lane] *= shrink[lane];
+    }
+  }
+}
+
+// x := log q (student), y := log p (teacher), e_x and e_y their exponentials; and what of a row is saved.
+template <class A>
+void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
+  const int64_t classes = p.classes;
+  fill(tile.t, kLanes, A(p.temperature));
+  fill(tile.weight, kLanes, A(1));
+  if (p.temperatures != nullptr || p.weights.data != nullptr || p.labels.data != nullptr) {
+    for (int64_t lane = 0; lane < n; ++lane) {
+      const bool kept = p.kept(begin + lane);
+      tile.t[lane] = kept ? A(p.temperature_of(begin + lane)) : A(1);
+      tile.weight[lane] = kept ? A(p.weight_of(begin + lane)) : A(0);
+    }
+  }
+#pragma omp simd
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    tile.scale[lane] = A(1) / tile.t[lane];
+  }
+  load_tile(p, p.student, begin, n, tile, tile.x);
+  load_tile(p, p.teacher, begin, n, tile, tile.y);
+  center(tile.x, tile.e_x, classes, tile.max_x, tile.log_z_x);
+  center(tile.y, tile.e_y, classes, tile.max_y, tile.log_z_y);
+  fill(tile.log_z_raw, kLanes, A(0));
+  fill(tile.label, kLanes, A(0));
+  if (p.ce_weight != 0) {
+    A* z = tile.log_z_raw;
+    for (int64_t c = 0; c < classes; ++c) {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        z[lane] += fast_exp((tile.x[c * kLanes + lane] + tile.log_z_x[lane]) * tile.t[lane]);
+      }
+    }
+    for (int64_t lane = 0; lane < n; ++lane) {
+      const int64_t label = p.kept(begin + lane) ? p.label_of(begin + lane) : 0;
+      tile.label[lane] = (tile.x[label * kLanes + lane] + tile.log_z_x[lane]) * tile.t[lane];
+    }
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      z[lane] = fast_log(z[lane]);
+    }
+  }
+  const A log_beta = fast_log(A(p.beta)), log_rest = fast_log(A(1 - p.beta));
+  A* kl_x = tile.kl_x;
+  A* kl_y = tile.kl_y;
+  fill(kl_x, kLanes, A(0));
+  fill(kl_y, kLanes, A(0));
+  for (int64_t c = 0; c < classes; ++c) {
+    const A *x = tile.x + c * kLanes, *y = tile.y + c * kLanes;
+    const A *e_x = tile.e_x + c * kLanes, *e_y = tile.e_y + c * kLanes;
+    if (p.direction == Direction::forward) {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        kl_y[lane] += bracket_term(e_y[lane], y[lane], x[lane]);
+      }
+    } else if (p.direction == Direction::reverse) {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        kl_x[lane] += bracket_term(e_x[lane], x[lane], y[lane]);
+      }
+    } else {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const A log_m = log_mixture(x[lane] + log_rest, y[lane] + log_beta);
+        kl_x[lane] += bracket_term(e_x[lane], x[lane], log_m);
+        kl_y[lane] += bracket_term(e_y[lane], y[lane], log_m);
+      }
+    }
+  }
+  const A weight_x = p.direction == Direction::js ? A(1 - p.beta) : A(1);
+  const A weight_y = p.direction == Direction::js ? A(p.beta) : A(1);
+  const A ce_weight = A(p.ce_weight);
+#pragma omp simd
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const A kl = weight_x * kl_x[lane] + weight_y * kl_y[lane];
+    const A t2 = p.scale_by_t2 ? tile.t[lane] * tile.t[lane] : A(1);
+    tile.loss[lane] = tile.weight[lane] * (kl * t2 + ce_weight * (tile.log_z_raw[lane] - tile.label[lane]));
+  }
+}
+
+// The student's gradient of the measured rows [begin, begin + n), for a gradient of 1.
+template <class A>
+void tile_gradient(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
+  const int64_t classes = p.classes;
+  A c_lane[kLanes], ce_lane[kLanes];
+  const A divided = A(1) / A(p.divisor), ce_weight = A(p.ce_weight);
+#pragma omp simd
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const A factor = tile.weight[lane] * divided;
+    c_lane[lane] = factor * (p.scale_by_t2 ? tile.t[lane] : tile.scale[lane]);
+    ce_lane[lane] = factor * ce_weight;
+  }
+  const A log_beta = fast_log(A(p.beta)), log_rest = fast_log(A(1 - p.beta)), weight = A(1 - p.beta);
+  for (int64_t c = 0; c < classes; ++c) {
+    const A *x = tile.x + c * kLanes, *y = tile.y + c * kLanes, *e_y = tile.e_y + c * kLanes;
+    A* out = tile.e_x + c * kLanes;
+    A e[kLanes];
+    if (p.ce_weight != 0) {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        e[lane] = ce_lane[lane] * fast_exp((x[lane] + tile.log_z_x[lane]) * tile.t[lane] - tile.log_z_raw[lane]);
+      }
+    } else {
+      fill(e, kLanes, A(0));
+    }
+    if (p.direction == Direction::forward) {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        out[lane] = c_lane[lane] * (out[lane] - e_y[lane]) + e[lane];
+      }
+    } else if (p.direction == Direction::reverse) {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const A term = c_lane[lane] * out[lane] * (x[lane] - y[lane] - tile.kl_x[lane]);
+        out[lane] = (out[lane] > A(0) ? term : A(0)) + e[lane];
+      }
+    } else {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const A log_m = log_mixture(x[lane] + log_rest, y[lane] + log_beta);
+        const A term = c_lane[lane] * weight * out[lane] * (x[lane] - log_m - tile.kl_x[lane]);
+        out[lane] = (out[lane] > A(0) ? term : A(0)) + e[lane];
+      }
+    }
+  }
+  const int32_t* __restrict start = tile.start;
+  for (int64_t c = 0; c < classes; ++c) {
+    const A* __restrict from = tile.e_x + c * kLanes;
+    A* __restrict column = tile.row + c;
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      column[start[lane]] = from[lane];
+    }
+  }
+  for (int64_t lane = 0; lane < n && p.ce_weight != 0; ++lane) {
+    if (p.kept(begin + lane)) {
+      tile.row[lane * classes + p.label_of(begin + lane)] -= ce_lane[lane];
+    }
+  }
+  store(p.student_gradient, begin * classes, n * classes, tile.row);
+}
+
+template <class A>
+void forward_tiles(const Problem& p, int64_t begin, int64_t end) {
+  Tile<A> tile;
+  for (int32_t lane = 0; lane < kLanes; ++lane) {
+    tile.start[lane] = lane * static_cast<int32_t>(p.classes);
+  }
+  for (int64_t row = begin; row < end; row += kLanes) {
+    const int64_t n = end - row < kLanes ? end - row : kLanes;
+    measure_tile(p, row, n, tile);
+    store<A>(p.losses, row, n, tile.loss);
+    for (int64_t lane = 0; lane < n && p.save == Save::numbers; ++lane) {
+      static_cast<Row<A>*>(p.rows)[row + lane] = {tile.max_x[lane],   tile.max_y[lane], tile.log_z_x[lane],
+                                                  tile.log_z_y[lane], tile.kl_x[lane],  tile.kl_y[lane],
+                                                  tile.log_z_raw[lane]};
+    }
+    if (p.save == Save::gradient) {
+      tile_gradient(p, row, n, tile);
+    }
   }
 }
 
 // Losses of the rows [begin, end), and what p.save asks for.
 template <class A>
 void forward_rows(const Problem& p, int64_t begin, int64_t end) {
+  if (p.classes <= kNarrow) {
+    return forward_tiles<A>(p, begin, end);
+  }
   alignas(64) A x[kBlock], y[kBlock], out[kBlock];
   for (int64_t row = begin; row < end; ++row) {
     Row<A> of{};
@@ -279,7 +527,8 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
       const A t = p.temperature_of(row);
       loss = p.scale_by_t2 ? kl * t * t : kl;
       if (p.ce_weight != 0) {
-        loss += A(p.ce_weight) * (of.lse_raw - load_one<A>(p.student, row, p.label_of(row)));
+        const A label = load_one<A>(p.student, row, p.label_of(row), A(1) / t);
+        loss += A(p.ce_weight) * (of.log_z_raw - (label - of.max_student) * t);
       }
       const A weight = p.weight_of(row);
       loss *= weight;

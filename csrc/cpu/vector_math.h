@@ -44,13 +44,12 @@ inline double fast_log1p(double u) { return __builtin_log1p(u); }
 inline float fast_log(float x) {
   int bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
-  int exponent = (bits >> 23) - 126;
-  bits = (bits & 0x007fffff) | 0x3f000000;
-  float m;  // in [0.5, 1)
-  __builtin_memcpy(&m, &bits, sizeof m);
-  const bool low = m < 0.707106781f;
-  m = low ? m + m - 1.0f : m - 1.0f;
-  const float e = static_cast<float>(low ? exponent - 1 : exponent);
+  const int fraction = (bits & 0x007fffff) | 0x3f000000;
+  float half;  // in [0.5, 1)
+  __builtin_memcpy(&half, &fraction, sizeof half);
+  const float low = half < 0.707106781f ? 1.0f : 0.0f;
+  const float m = half + half * low - 1.0f;
+  const float e = static_cast<float>((bits >> 23) - 126) - low;
   const float v = m * m;
   float y = 7.0376836292e-2f;
   y = y * m - 1.1514610310e-1f;
@@ -63,7 +62,8 @@ inline float fast_log(float x) {
   y = y * m + 3.3333331174e-1f;
   y = y * m * v + e * -2.12194440e-4f - 0.5f * v;
   const float result = m + y + e * 0.693359375f;
-  return x > 0.0f ? result : (x == 0.0f ? -__builtin_inff() : x);
+  const float zero = x == 0.0f ? -__builtin_inff() : x;  // or NaN
+  return x > 0.0f ? result : zero;
 }
 
 inline double fast_log(double x) { return __builtin_log(x); }

@@ -1,5 +1,6 @@
 """The choice of a backend."""
 
+import re
 import threading
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_name_forces_the_backend():
 
 @pytest.mark.parametrize("name", [name for name, state in backends().items() if state != "on"])
 def test_one_that_is_off_raises_with_the_reason(name):
-    reason = backends()[name]
+    reason = re.escape(backends()[name])
     for call in (focal_contrastive_loss, kd_divergence):
         with pytest.raises(ValueError, match=f"backend: .*'{name}', which is {reason}"):
             call(X, Y if call is focal_contrastive_loss else X, backend=name)
@@ -51,45 +52,74 @@ def test_the_reference_takes_no_other():
             call(*args, backend="torch")
 
 
+def test_a_backend_without_the_operator_or_for_another_device_raises(monkeypatch):
+    monkeypatch.setattr(_library, "_state", lambda name: "on")
+    monkeypatch.setitem(_library._OPERATORS, "nothing_of_ours", ("reference",))
+    with pytest.raises(ValueError, match="backend: 'cpu' has no nothing_of_ours"):
+        _library.choose("cpu", "nothing_of_ours", "cpu")
+    with pytest.raises(ValueError, match="backend: 'cpu' does not take tensors on cuda"):
+        _library.choose("cpu", "kd_divergence", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "narrow", "on", "name"),
+    [
+        ("cpu", False, {"cpu", "triton", "cuda"}, "cpu"),
+        ("cpu", False, {"triton"}, "reference"),
+        ("cuda", False, {"cpu", "triton", "cuda"}, "triton"),
+        ("cuda", True, {"cpu", "triton", "cuda"}, "cuda"),
+        ("cuda", True, {"cpu", "triton"}, "triton"),
+        ("cuda", False, {"cpu", "cuda"}, "cuda"),
+        ("mps", False, {"cpu", "triton", "cuda"}, "reference"),
+    ],
+)
+def test_none_is_the_fastest_that_is_on_for_the_device(device, narrow, on, name, monkeypatch):
+    monkeypatch.setattr(_library, "_state", lambda name: "on" if name in on else "off: not now")
+    assert _library.choose(None, "kd_divergence", device, narrow) == name
+
+
+def chosen(backend=None):
+    return _library.choose(backend, "kd_divergence", "cpu")
+
+
 @pytest.fixture
-def _torch_is_on(monkeypatch):
-    monkeypatch.setitem(_library._STATE, "torch", "on")
+def _cpu_is_on(monkeypatch):
+    monkeypatch.setattr(_library, "_state", lambda name: "on")
 
 
-@pytest.mark.usefixtures("_torch_is_on")
+@pytest.mark.usefixtures("_cpu_is_on")
 class TestOfTwo:
-    def test_none_is_the_fastest(self):
-        assert _library.choose(None) == "torch"
-
     def test_blocks_nest_and_end(self):
         with use_backend("reference"):
-            assert _library.choose(None) == "reference"
-            with use_backend("torch"):
-                assert _library.choose(None) == "torch"
-            assert _library.choose(None) == "reference"
-        assert _library.choose(None) == "torch"
+            assert chosen() == "reference"
+            with use_backend("cpu"):
+                assert chosen() == "cpu"
+            assert chosen() == "reference"
+        assert chosen() == "cpu"
         with pytest.raises(KeyError), use_backend("reference"):
             raise KeyError
-        assert _library.choose(None) == "torch"
+        assert chosen() == "cpu"
 
     def test_an_argument_wins(self):
-        with use_backend("torch"):
-            assert _library.choose("reference") == "reference"
+        with use_backend("cpu"):
+            assert chosen("reference") == "reference"
 
     def test_a_block_holds_for_its_own_thread(self):
         seen = []
         with use_backend("reference"):
-            thread = threading.Thread(target=lambda: seen.append(_library.choose(None)))
+            thread = threading.Thread(target=lambda: seen.append(chosen()))
             thread.start()
             thread.join()
-        assert seen == ["torch"]
+        assert seen == ["cpu"]
 
-    def test_a_compiled_function_follows_the_block(self):
-        def chosen(x):
-            return x + 1 if _library.choose(None) == "torch" else x - 1
 
-        compiled = torch.compile(chosen, fullgraph=True, backend="eager")
+def test_a_compiled_function_follows_the_block():
+    def call(x):
+        return x + 1 if chosen() == "reference" else x - 1
+
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    usual = 1 if chosen() == "reference" else -1
+    assert compiled(torch.zeros(1)) == usual
+    with use_backend("reference"):
         assert compiled(torch.zeros(1)) == 1
-        with use_backend("reference"):
-            assert compiled(torch.zeros(1)) == -1
-        assert compiled(torch.zeros(1)) == 1
+    assert compiled(torch.zeros(1)) == usual
