@@ -4,6 +4,10 @@
 
 #include <torch/headeronly/version.h>
 
+#include <string>
+
+#include "cpu/isa.h"
+
 #ifndef MERC_TORCH_TARGET
 #error "MERC_TORCH_TARGET is set by setup.py"
 #endif
@@ -20,11 +24,20 @@ PYBIND11_MODULE(_C, m) {
 #endif
   build["torch"] = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR);
   build["torch_target"] = MERC_TORCH_TARGET;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  __builtin_cpu_init();
-  build["vector_bits"] = __builtin_cpu_supports("avx512bw") ? 512 : __builtin_cpu_supports("avx2") ? 256 : 128;
-#else
-  build["vector_bits"] = pybind11::none();
-#endif
   m.attr("build") = build;
+
+  static constexpr const char* kIsas[] = {"plain", "avx2", "avx512"};
+  m.def("isa", [] { return kIsas[static_cast<int>(merc::cpu::isa())]; }, "The instruction set of the CPU kernels.");
+  m.def(
+      "set_isa",
+      [](const std::string& name) {
+        for (int i = 0; i <= static_cast<int>(merc::cpu::best_isa()); ++i) {
+          if (name == kIsas[i]) {
+            merc::cpu::isa() = static_cast<merc::cpu::Isa>(i);
+            return true;
+          }
+        }
+        return false;
+      },
+      "Choose it, for tests; False where this machine cannot run it.");
 }

@@ -1,5 +1,5 @@
-// Which instruction set a kernel runs with. A kernel's file is compiled once for each, in a namespace of its own
-// between MERC_ISA_BEGIN and MERC_ISA_END; `best_isa` says which one this machine can run.
+// Which instruction set a kernel runs with. A kernel's file is compiled once for each, in a namespace
+// of its own with `#pragma GCC target`; `isa` says which one runs.
 #pragma once
 
 namespace merc::cpu {
@@ -10,18 +10,22 @@ enum class Isa { plain, avx2, avx512 };
 #define MERC_X86_KERNELS 1
 
 inline Isa best_isa() {
-  static const Isa isa = [] {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq")) {
-      return Isa::avx512;
-    }
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? Isa::avx2 : Isa::plain;
-  }();
-  return isa;
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq")) {
+    return Isa::avx512;
+  }
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? Isa::avx2
+                                                                                                           : Isa::plain;
 }
 #else
 inline Isa best_isa() { return Isa::plain; }
 #endif
+
+// The one in use: the best, unless a test chose another.
+inline Isa& isa() {
+  static Isa isa = best_isa();
+  return isa;
+}
 
 }  // namespace merc::cpu

@@ -50,7 +50,7 @@ struct Gradient {
 // What the backward pass needs of a row beside its logits.
 template <class A>
 struct Row {
-  A max_student, max_teacher, log_z_student, log_z_teacher, kl_student, kl_teacher, log_z_raw;
+  A max_student, max_teacher, z_student, z_teacher, kl_student, kl_teacher, z_raw;
 };
 
 constexpr int64_t kNumbers = sizeof(Row<float>) / sizeof(float);
@@ -137,9 +137,9 @@ template <class A>
 void run(const Problem& p, bool forward) {
   auto rows = forward ? plain::forward_rows<A> : plain::backward_rows<A>;
 #ifdef MERC_X86_KERNELS
-  if (best_isa() == Isa::avx512) {
+  if (isa() == Isa::avx512) {
     rows = forward ? avx512::forward_rows<A> : avx512::backward_rows<A>;
-  } else if (best_isa() == Isa::avx2) {
+  } else if (isa() == Isa::avx2) {
     rows = forward ? avx2::forward_rows<A> : avx2::backward_rows<A>;
   }
 #endif

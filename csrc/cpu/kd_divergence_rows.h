@@ -11,11 +11,20 @@
 constexpr int64_t kBlock = 1024;
 
 template <class T, class A>
-void load(const void* from, int64_t offset, int64_t n, A scale, A* __restrict to) {
+void load(const void* from, int64_t offset, int64_t n, A t, A* __restrict to) {
   const T* source = static_cast<const T*>(from) + offset;
+  const A scale = A(1) / t;
+  int exponent;
+  if (__builtin_frexp(t, &exponent) == 0.5) {  // a power of two: the product is exact
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    to[i] = static_cast<A>(source[i]) * scale;
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] = static_cast<A>(source[i]) * scale;
+    }
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] = divide(static_cast<A>(source[i]), t, scale);
+    }
   }
 }
 
@@ -29,17 +38,17 @@ void store(void* to, int64_t offset, int64_t n, const A* __restrict from) {
 }
 
 template <class A>
-void load(const Logits& logits, int64_t row, int64_t column, int64_t n, A scale, A* to) {
+void load(const Logits& logits, int64_t row, int64_t column, int64_t n, A t, A* to) {
   const int64_t offset = logits.row_offset(row) + column;
   switch (logits.type) {
     case ScalarType::Double:
-      return load<double>(logits.data, offset, n, scale, to);
+      return load<double>(logits.data, offset, n, t, to);
     case ScalarType::Float:
-      return load<float>(logits.data, offset, n, scale, to);
+      return load<float>(logits.data, offset, n, t, to);
     case ScalarType::BFloat16:
-      return load<torch::headeronly::BFloat16>(logits.data, offset, n, scale, to);
+      return load<torch::headeronly::BFloat16>(logits.data, offset, n, t, to);
     default:
-      return load<torch::headeronly::Half>(logits.data, offset, n, scale, to);
+      return load<torch::headeronly::Half>(logits.data, offset, n, t, to);
   }
 }
 
@@ -65,9 +74,9 @@ void fill(A* __restrict values, int64_t n, A value) {
 }
 
 template <class A>
-A load_one(const Logits& logits, int64_t row, int64_t column, A scale) {
+A load_one(const Logits& logits, int64_t row, int64_t column, A t) {
   A value;
-  load(logits, row, column, 1, scale, &value);
+  load(logits, row, column, 1, t, &value);
   return value;
 }
 
@@ -87,31 +96,36 @@ struct Sums {
   A z_raw;  // sum e^(logit - max) of the student at T = 1, for the cross entropy
 };
 
-// e^(x - m_x) [(x - m_x) - (y - m_y)], 0 where a is 0.
+// e times a difference of logarithms, 0 where e is 0, whatever the logarithms are.
 template <class A>
-inline A bracket_term(A e, A x, A y) {
-  const A term = e * (x - y);
+inline A times(A e, A difference) {
+  const A term = e * difference;
   return e > A(0) ? term : A(0);
 }
 
-// log(w_x a + w_y b) from the logarithms.
+// log(m / a) and log(m / b) for m = w_a a + w_b b, where `gap` = log b - log a: no difference of two large logarithms.
 template <class A>
-inline A log_mixture(A log_x, A log_y) {
-  const A high = log_x > log_y ? log_x : log_y;
-  const A low = log_x > log_y ? log_y : log_x;
-  return high + fast_log1p(fast_exp(low - high));
-}
+struct Mixture {
+  A log_a, log_b;  // of the weights
+
+  explicit Mixture(double weight_a) : log_a(__builtin_log(weight_a)), log_b(__builtin_log(1 - weight_a)) {}
+  A over_a(A gap) const { return log_a + soft(gap + (log_b - log_a)); }
+  A over_b(A gap) const { return log_b + soft((log_a - log_b) - gap); }
+
+ private:
+  static A soft(A d) { return (d > A(0) ? d : A(0)) + fast_log1p(fast_exp(d > A(0) ? -d : d)); }
+};
 
 // One sweep over a row. `student_is_x` says whose T = 1 sum to take, where raw_scale (= T) is not 0.
 template <class A>
 Sums<A> sweep(
-    const Logits& first, const Logits& second, int64_t row, A scale, A raw_scale, bool student_is_x, A* x, A* y) {
+    const Logits& first, const Logits& second, int64_t row, A t, A raw_scale, bool student_is_x, A* x, A* y) {
   const A lowest = std::numeric_limits<A>::lowest();
   Sums<A> sums{lowest, lowest, 0, 0, 0, 0};
   for (int64_t begin = 0; begin < first.classes; begin += kBlock) {
     const int64_t n = first.classes - begin < kBlock ? first.classes - begin : kBlock;
-    load(first, row, begin, n, scale, x);
-    load(second, row, begin, n, scale, y);
+    load(first, row, begin, n, t, x);
+    load(second, row, begin, n, t, y);
     const A top_x = largest(x, n), top_y = largest(y, n);
     const A max_x = top_x > sums.max_x ? top_x : sums.max_x;
     const A max_y = top_y > sums.max_y ? top_y : sums.max_y;
@@ -138,7 +152,7 @@ Sums<A> sweep(
       const A e_x = fast_exp(from_x);
       z_x += e_x;
       z_y += fast_exp(from_y);
-      bracket += bracket_term(e_x, from_x, from_y);
+      bracket += times(e_x, from_x - from_y);
     }
     sums.z_x = sums.z_x * shrink_x + z_x;
     sums.z_y = sums.z_y * shrink_y + z_y;
@@ -149,25 +163,30 @@ Sums<A> sweep(
   return sums;
 }
 
-// K_a and K_b of the js form: x are the student's logits, y the teacher's, weight is beta.
+// log of the first distribution minus log of the second is (x - y) - shift.
 template <class A>
-void js_sweep(const Problem& p, int64_t row, A scale, A beta, Row<A>& result, A* x, A* y) {
-  const A log_beta = fast_log(beta), log_rest = fast_log(1 - beta);
-  const A max_x = result.max_student, log_z_x = result.log_z_student;
-  const A max_y = result.max_teacher, log_z_y = result.log_z_teacher;
+A shift_of(A max_x, A z_x, A max_y, A z_y) {
+  return static_cast<A>((double(max_x) - max_y) + (__builtin_log(z_x) - __builtin_log(z_y)));
+}
+
+// K of the student (x) and of the teacher (y) in the js form.
+template <class A>
+void js_sweep(const Problem& p, int64_t row, A t, Row<A>& result, A* x, A* y) {
+  const Mixture<A> mixture(1 - p.beta);
+  const A max_x = result.max_student, max_y = result.max_teacher;
+  const A shrink_x = 1 / result.z_student, shrink_y = 1 / result.z_teacher;
+  const A shift = shift_of(max_x, result.z_student, max_y, result.z_teacher);
   A k_x = 0, k_y = 0;
   for (int64_t begin = 0; begin < p.classes; begin += kBlock) {
     const int64_t n = p.classes - begin < kBlock ? p.classes - begin : kBlock;
-    load(p.student, row, begin, n, scale, x);
-    load(p.teacher, row, begin, n, scale, y);
+    load(p.student, row, begin, n, t, x);
+    load(p.teacher, row, begin, n, t, y);
     A block_x = 0, block_y = 0;
 #pragma omp simd reduction(+ : block_x, block_y)
     for (int64_t i = 0; i < n; ++i) {
-      const A log_x = x[i] - max_x - log_z_x, log_y = y[i] - max_y - log_z_y;
-      const A log_m = log_mixture(log_x + log_rest, log_y + log_beta);
-      const A e_x = fast_exp(log_x), e_y = fast_exp(log_y);
-      block_x += bracket_term(e_x, log_x, log_m);
-      block_y += bracket_term(e_y, log_y, log_m);
+      const A gap = (y[i] - x[i]) + shift;
+      block_x -= times(fast_exp(x[i] - max_x) * shrink_x, mixture.over_a(gap));
+      block_y -= times(fast_exp(y[i] - max_y) * shrink_y, mixture.over_b(gap));
     }
     k_x += block_x;
     k_y += block_y;
@@ -176,26 +195,25 @@ void js_sweep(const Problem& p, int64_t row, A scale, A beta, Row<A>& result, A*
   result.kl_teacher = k_y;
 }
 
-// A row's five numbers, and its divergence without T^2.
+// What is saved of a row, and its divergence without T^2.
 template <class A>
 A measure(const Problem& p, int64_t row, A* x, A* y, Row<A>& result) {
-  const A t = p.temperature_of(row), scale = A(1) / t;
+  const A t = p.temperature_of(row);
   const A raw_scale = p.ce_weight != 0 ? t : A(0);
   const bool student_first = p.direction != Direction::forward;  // x is the first argument of KL
   const Logits& first = student_first ? p.student : p.teacher;
   const Logits& second = student_first ? p.teacher : p.student;
-  const Sums<A> sums = sweep<A>(first, second, row, scale, raw_scale, student_first, x, y);
-  const A log_x = fast_log(sums.z_x), log_y = fast_log(sums.z_y);
-  const A kl = sums.bracket / sums.z_x + log_y - log_x;
+  const Sums<A> sums = sweep<A>(first, second, row, t, raw_scale, student_first, x, y);
+  const A kl = sums.bracket / sums.z_x + fast_log(sums.z_y) - fast_log(sums.z_x);
   result.max_student = student_first ? sums.max_x : sums.max_y;
   result.max_teacher = student_first ? sums.max_y : sums.max_x;
-  result.log_z_student = student_first ? log_x : log_y;
-  result.log_z_teacher = student_first ? log_y : log_x;
-  result.log_z_raw = fast_log(sums.z_raw);
+  result.z_student = student_first ? sums.z_x : sums.z_y;
+  result.z_teacher = student_first ? sums.z_y : sums.z_x;
+  result.z_raw = sums.z_raw;
   result.kl_student = result.kl_teacher = kl;
   if (p.direction == Direction::js) {
-    js_sweep<A>(p, row, scale, p.beta, result, x, y);
-    return (1 - A(p.beta)) * result.kl_student + A(p.beta) * result.kl_teacher;
+    js_sweep<A>(p, row, t, result, x, y);
+    return A(1 - p.beta) * result.kl_student + A(p.beta) * result.kl_teacher;
   }
   return kl;
 }
@@ -204,7 +222,9 @@ A measure(const Problem& p, int64_t row, A* x, A* y, Row<A>& result) {
 template <class A>
 struct Slope {
   const Logits *own, *other;
-  A max_own, max_other, log_z_own, log_z_other, kl, t, scale, c, own_weight, log_own, log_other, ce, log_z_raw;
+  A max_own, max_other, shrink_own, shrink_other, kl, t, c, ce, shrink_raw;
+  A offset;  // log own - log other = x - y - offset; where own is the first argument of KL, that and KL
+  Mixture<A> mixture;
   bool own_is_second;
   int64_t label;  // -1: no cross entropy
 
@@ -213,19 +233,23 @@ struct Slope {
         other(of_student ? &p.teacher : &p.student),
         max_own(of_student ? of.max_student : of.max_teacher),
         max_other(of_student ? of.max_teacher : of.max_student),
-        log_z_own(of_student ? of.log_z_student : of.log_z_teacher),
-        log_z_other(of_student ? of.log_z_teacher : of.log_z_student),
+        shrink_own(1 / (of_student ? of.z_student : of.z_teacher)),
+        shrink_other(1 / (of_student ? of.z_teacher : of.z_student)),
         kl(of_student ? of.kl_student : of.kl_teacher),
         t(p.temperature_of(row)),
-        scale(A(1) / t),
-        c(factor * (p.scale_by_t2 ? t : scale)),
-        own_weight(of_student ? A(1 - p.beta) : A(p.beta)),
-        log_own(fast_log(own_weight)),
-        log_other(fast_log(1 - own_weight)),
+        c(factor * (p.scale_by_t2 ? t : A(1) / t)),
         ce(factor * A(p.ce_weight)),
-        log_z_raw(of.log_z_raw),
+        shrink_raw(1 / of.z_raw),
+        offset(shift_of(max_own, of_student ? of.z_student : of.z_teacher, max_other, of_student ? of.z_teacher : of.z_student)),
+        mixture(of_student ? 1 - p.beta : p.beta),
         own_is_second(of_student == (p.direction == Direction::forward)),
-        label(of_student && p.ce_weight != 0 ? p.label_of(row) : -1) {}
+        label(of_student && p.ce_weight != 0 ? p.label_of(row) : -1) {
+    if (p.direction == Direction::js) {
+      c *= of_student ? A(1 - p.beta) : A(p.beta);
+    } else {
+      offset += kl;
+    }
+  }
 };
 
 // Adds the gradient of a row's columns [begin, begin + n) to `out`.
@@ -233,42 +257,40 @@ template <class A>
 void add_gradient(
     const Problem& p, int64_t row, const Slope<A>& slope, int64_t begin, int64_t n, A* __restrict x, A* __restrict y,
     A* __restrict out) {
-  load(*slope.own, row, begin, n, slope.scale, x);
-  load(*slope.other, row, begin, n, slope.scale, y);
-  const A max_own = slope.max_own, log_z_own = slope.log_z_own;
-  const A max_other = slope.max_other, log_z_other = slope.log_z_other;
-  const A c = slope.c, kl = slope.kl;
+  load(*slope.own, row, begin, n, slope.t, x);
+  load(*slope.other, row, begin, n, slope.t, y);
+  const A max_own = slope.max_own, shrink_own = slope.c * slope.shrink_own, offset = slope.offset;
   if (p.direction == Direction::js) {
-    const A factor = c * slope.own_weight, log_own = slope.log_own, log_other = slope.log_other;
+    const Mixture<A> mixture = slope.mixture;
+    const A kl = slope.kl;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      const A log_x = x[i] - max_own - log_z_own, log_y = y[i] - max_other - log_z_other;
-      const A e = fast_exp(log_x);
-      const A term = factor * e * (log_x - log_mixture(log_x + log_own, log_y + log_other) - kl);
-      out[i] += e > A(0) ? term : A(0);
+      const A e = fast_exp(x[i] - max_own);
+      const A term = shrink_own * e * (mixture.over_a((y[i] - x[i]) + offset) + kl);
+      out[i] -= e > A(0) ? term : A(0);
     }
   } else if (slope.own_is_second) {
+    const A max_other = slope.max_other, shrink_other = slope.c * slope.shrink_other;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      out[i] += c * (fast_exp(x[i] - max_own - log_z_own) - fast_exp(y[i] - max_other - log_z_other));
+      out[i] += fast_exp(x[i] - max_own) * shrink_own - fast_exp(y[i] - max_other) * shrink_other;
     }
   } else {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      const A log_x = x[i] - max_own - log_z_own, log_y = y[i] - max_other - log_z_other;
-      const A e = fast_exp(log_x);
-      const A term = c * e * (log_x - log_y - kl);
+      const A e = fast_exp(x[i] - max_own);
+      const A term = shrink_own * e * ((x[i] - y[i]) - offset);
       out[i] += e > A(0) ? term : A(0);
     }
   }
   if (slope.label >= 0) {
-    const A ce = slope.ce, t = slope.t, log_z_raw = slope.log_z_raw;
+    const A ce = slope.ce * slope.shrink_raw, t = slope.t;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      out[i] += ce * fast_exp((x[i] - max_own) * t - log_z_raw);
+      out[i] += ce * fast_exp((x[i] - max_own) * t);
     }
     if (slope.label >= begin && slope.label < begin + n) {
-      out[slope.label - begin] -= ce;
+      out[slope.label - begin] -= slope.ce;
     }
   }
 }
@@ -282,8 +304,9 @@ struct Tile {
   alignas(64) A x[kNarrow * kLanes], y[kNarrow * kLanes], e_x[kNarrow * kLanes], e_y[kNarrow * kLanes];
   alignas(64) A row[kNarrow * kLanes];
   alignas(64) int32_t start[kLanes];  // where a lane's row starts in `row`
-  alignas(64) A scale[kLanes], t[kLanes], weight[kLanes], max_x[kLanes], max_y[kLanes], log_z_x[kLanes], log_z_y[kLanes];
-  alignas(64) A kl_x[kLanes], kl_y[kLanes], log_z_raw[kLanes], label[kLanes], loss[kLanes];
+  alignas(64) A scale[kLanes], t[kLanes], weight[kLanes], max_x[kLanes], max_y[kLanes], z_x[kLanes], z_y[kLanes];
+  alignas(64) A kl_x[kLanes], kl_y[kLanes], z_raw[kLanes], label[kLanes], loss[kLanes];
+  alignas(64) A shift[kLanes];  // log q - log p = x - y - shift
 };
 
 // The logits of rows [begin, begin + n) over T; rows that do not count, and lanes beyond n, are 0.
@@ -307,20 +330,21 @@ void load_tile(const Problem& p, const Logits& logits, int64_t begin, int64_t n,
   fill(rows + n * classes, (kLanes - n) * classes, A(0));
   const int32_t* __restrict start = tile.start;
   const A* __restrict scale = tile.scale;
+  const A* __restrict t = tile.t;
   for (int64_t c = 0; c < classes; ++c) {
     const A* __restrict column = rows + c;
 #pragma omp simd
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      to[c * kLanes + lane] = column[start[lane]] * scale[lane];
+      to[c * kLanes + lane] = divide(column[start[lane]], t[lane], scale[lane]);
     }
   }
 }
 
-// x := x - max - log sum e^(x - max), e := its exponential.
+// x := x - max, z := sum e^x, e := e^x / z.
 template <class A>
-void center(A* __restrict x, A* __restrict e, int64_t classes, A* __restrict most, A* __restrict log_z) {
+void center(A* __restrict x, A* __restrict e, int64_t classes, A* __restrict most, A* __restrict z) {
   fill(most, kLanes, std::numeric_limits<A>::lowest());
-  fill(log_z, kLanes, A(0));
+  fill(z, kLanes, A(0));
   for (int64_t c = 0; c < classes; ++c) {
 #pragma omp simd
     for (int64_t lane = 0; lane < kLanes; ++lane) {
@@ -332,25 +356,23 @@ void center(A* __restrict x, A* __restrict e, int64_t classes, A* __restrict mos
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       x[c * kLanes + lane] -= most[lane];
       e[c * kLanes + lane] = fast_exp(x[c * kLanes + lane]);
-      log_z[lane] += e[c * kLanes + lane];
+      z[lane] += e[c * kLanes + lane];
     }
   }
   A shrink[kLanes];
 #pragma omp simd
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    shrink[lane] = A(1) / log_z[lane];
-    log_z[lane] = fast_log(log_z[lane]);
+    shrink[lane] = A(1) / z[lane];
   }
   for (int64_t c = 0; c < classes; ++c) {
 #pragma omp simd
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      x[c * kLanes + lane] -= log_z[lane];
       e[c * kLanes + lane] *= shrink[lane];
     }
   }
 }
 
-// x := log q (student), y := log p (teacher), e_x and e_y their exponentials; and what of a row is saved.
+// x and y centred logits of student and teacher, e_x and e_y their distributions; and what of a row is saved.
 template <class A>
 void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
   const int64_t classes = p.classes;
@@ -369,51 +391,52 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
   }
   load_tile(p, p.student, begin, n, tile, tile.x);
   load_tile(p, p.teacher, begin, n, tile, tile.y);
-  center(tile.x, tile.e_x, classes, tile.max_x, tile.log_z_x);
-  center(tile.y, tile.e_y, classes, tile.max_y, tile.log_z_y);
-  fill(tile.log_z_raw, kLanes, A(0));
+  center(tile.x, tile.e_x, classes, tile.max_x, tile.z_x);
+  center(tile.y, tile.e_y, classes, tile.max_y, tile.z_y);
+#pragma omp simd
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    tile.shift[lane] = fast_log(tile.z_x[lane]) - fast_log(tile.z_y[lane]);
+  }
+  fill(tile.z_raw, kLanes, A(1));
   fill(tile.label, kLanes, A(0));
   if (p.ce_weight != 0) {
-    A* z = tile.log_z_raw;
+    A* z = tile.z_raw;
+    fill(z, kLanes, A(0));
     for (int64_t c = 0; c < classes; ++c) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        z[lane] += fast_exp((tile.x[c * kLanes + lane] + tile.log_z_x[lane]) * tile.t[lane]);
+        z[lane] += fast_exp(tile.x[c * kLanes + lane] * tile.t[lane]);
       }
     }
     for (int64_t lane = 0; lane < n; ++lane) {
       const int64_t label = p.kept(begin + lane) ? p.label_of(begin + lane) : 0;
-      tile.label[lane] = (tile.x[label * kLanes + lane] + tile.log_z_x[lane]) * tile.t[lane];
-    }
-#pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      z[lane] = fast_log(z[lane]);
+      tile.label[lane] = tile.x[label * kLanes + lane] * tile.t[lane];
     }
   }
-  const A log_beta = fast_log(A(p.beta)), log_rest = fast_log(A(1 - p.beta));
+  const Mixture<A> mixture(1 - p.beta);
   A* kl_x = tile.kl_x;
   A* kl_y = tile.kl_y;
   fill(kl_x, kLanes, A(0));
   fill(kl_y, kLanes, A(0));
   for (int64_t c = 0; c < classes; ++c) {
     const A *x = tile.x + c * kLanes, *y = tile.y + c * kLanes;
-    const A *e_x = tile.e_x + c * kLanes, *e_y = tile.e_y + c * kLanes;
+    const A *e_x = tile.e_x + c * kLanes, *e_y = tile.e_y + c * kLanes, *shift = tile.shift;
     if (p.direction == Direction::forward) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        kl_y[lane] += bracket_term(e_y[lane], y[lane], x[lane]);
+        kl_y[lane] += times(e_y[lane], (y[lane] - x[lane]) + shift[lane]);
       }
     } else if (p.direction == Direction::reverse) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        kl_x[lane] += bracket_term(e_x[lane], x[lane], y[lane]);
+        kl_x[lane] += times(e_x[lane], (x[lane] - y[lane]) - shift[lane]);
       }
     } else {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const A log_m = log_mixture(x[lane] + log_rest, y[lane] + log_beta);
-        kl_x[lane] += bracket_term(e_x[lane], x[lane], log_m);
-        kl_y[lane] += bracket_term(e_y[lane], y[lane], log_m);
+        const A gap = (y[lane] - x[lane]) + shift[lane];
+        kl_x[lane] -= times(e_x[lane], mixture.over_a(gap));
+        kl_y[lane] -= times(e_y[lane], mixture.over_b(gap));
       }
     }
   }
@@ -424,7 +447,7 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const A kl = weight_x * kl_x[lane] + weight_y * kl_y[lane];
     const A t2 = p.scale_by_t2 ? tile.t[lane] * tile.t[lane] : A(1);
-    tile.loss[lane] = tile.weight[lane] * (kl * t2 + ce_weight * (tile.log_z_raw[lane] - tile.label[lane]));
+    tile.loss[lane] = tile.weight[lane] * (kl * t2 + ce_weight * (fast_log(tile.z_raw[lane]) - tile.label[lane]));
   }
 }
 
@@ -440,7 +463,8 @@ void tile_gradient(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
     c_lane[lane] = factor * (p.scale_by_t2 ? tile.t[lane] : tile.scale[lane]);
     ce_lane[lane] = factor * ce_weight;
   }
-  const A log_beta = fast_log(A(p.beta)), log_rest = fast_log(A(1 - p.beta)), weight = A(1 - p.beta);
+  const Mixture<A> mixture(1 - p.beta);
+  const A weight = A(1 - p.beta);
   for (int64_t c = 0; c < classes; ++c) {
     const A *x = tile.x + c * kLanes, *y = tile.y + c * kLanes, *e_y = tile.e_y + c * kLanes;
     A* out = tile.e_x + c * kLanes;
@@ -448,7 +472,7 @@ void tile_gradient(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
     if (p.ce_weight != 0) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        e[lane] = ce_lane[lane] * fast_exp((x[lane] + tile.log_z_x[lane]) * tile.t[lane] - tile.log_z_raw[lane]);
+        e[lane] = ce_lane[lane] * fast_exp(x[lane] * tile.t[lane]) / tile.z_raw[lane];
       }
     } else {
       fill(e, kLanes, A(0));
@@ -461,15 +485,15 @@ void tile_gradient(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
     } else if (p.direction == Direction::reverse) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const A term = c_lane[lane] * out[lane] * (x[lane] - y[lane] - tile.kl_x[lane]);
+        const A term = c_lane[lane] * out[lane] * ((x[lane] - y[lane]) - (tile.shift[lane] + tile.kl_x[lane]));
         out[lane] = (out[lane] > A(0) ? term : A(0)) + e[lane];
       }
     } else {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const A log_m = log_mixture(x[lane] + log_rest, y[lane] + log_beta);
-        const A term = c_lane[lane] * weight * out[lane] * (x[lane] - log_m - tile.kl_x[lane]);
-        out[lane] = (out[lane] > A(0) ? term : A(0)) + e[lane];
+        const A gap = (y[lane] - x[lane]) + tile.shift[lane];
+        const A term = c_lane[lane] * weight * out[lane] * (mixture.over_a(gap) + tile.kl_x[lane]);
+        out[lane] = (out[lane] > A(0) ? -term : A(0)) + e[lane];
       }
     }
   }
@@ -501,9 +525,8 @@ void forward_tiles(const Problem& p, int64_t begin, int64_t end) {
     measure_tile(p, row, n, tile);
     store<A>(p.losses, row, n, tile.loss);
     for (int64_t lane = 0; lane < n && p.save == Save::numbers; ++lane) {
-      static_cast<Row<A>*>(p.rows)[row + lane] = {tile.max_x[lane],   tile.max_y[lane], tile.log_z_x[lane],
-                                                  tile.log_z_y[lane], tile.kl_x[lane],  tile.kl_y[lane],
-                                                  tile.log_z_raw[lane]};
+      static_cast<Row<A>*>(p.rows)[row + lane] = {tile.max_x[lane], tile.max_y[lane], tile.z_x[lane],  tile.z_y[lane],
+                                                  tile.kl_x[lane],  tile.kl_y[lane],  tile.z_raw[lane]};
     }
     if (p.save == Save::gradient) {
       tile_gradient(p, row, n, tile);
@@ -527,8 +550,8 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
       const A t = p.temperature_of(row);
       loss = p.scale_by_t2 ? kl * t * t : kl;
       if (p.ce_weight != 0) {
-        const A label = load_one<A>(p.student, row, p.label_of(row), A(1) / t);
-        loss += A(p.ce_weight) * (of.log_z_raw - (label - of.max_student) * t);
+        const A label = load_one<A>(p.student, row, p.label_of(row), t);
+        loss += A(p.ce_weight) * (fast_log(of.z_raw) - (label - of.max_student) * t);
       }
       const A weight = p.weight_of(row);
       loss *= weight;

@@ -1,4 +1,4 @@
-// exp, log and log1p without branches, so that a loop over them becomes vector code. Included once an instruction set,
+// exp, log, log1p and a division without branches, so that a loop over them becomes vector code. Included once an instruction set,
 // inside its namespace; hence no include guard.
 
 // e^x for x <= 88, within 2 ulp; 0 below the smallest normal number. Cody and Waite's reduction, a polynomial in
@@ -23,6 +23,14 @@ inline float fast_exp(float x) {
 }
 
 inline double fast_exp(double x) { return __builtin_exp(x); }
+
+// x / t for scale = 1 / t, corrected to the rounding of a division where there is a fused multiply-add.
+template <class A>
+inline A divide(A x, A t, A scale) {
+  const A q = x * scale;
+  const A corrected = q + (x - q * t) * scale;
+  return q - q == A(0) ? corrected : q;  // an infinity stays
+}
 
 // log(1 + u) for u in [0, 1]: 2 artanh(u / (2 + u)).
 inline float fast_log1p(float u) {
