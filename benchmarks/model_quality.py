@@ -12,15 +12,13 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import RESULTS, environment
 from merc_model.cli import main as merc
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
@@ -45,11 +43,9 @@ def main() -> int:
     result = {
         "subject": "model quality",
         "corpus": options.corpus.name,
-        "command": shlex.join(["merc", *command]),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "training": shlex.join(["merc", *command]),
         **summary,
+        "environment": environment(),
         "stages": {stage: _spread([run["stages"][stage]["test"] for run in runs]) for stage in runs[0]["stages"]},
         "seconds": {stage: statistics.median(run["seconds"][stage] for run in runs) for stage in runs[0]["seconds"]},
         "runs": runs,

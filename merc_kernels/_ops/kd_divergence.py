@@ -69,6 +69,7 @@ def _fake_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _keep(ctx, inputs, output)
+    ctx.traced = True
     ctx.mark_non_differentiable(*output[1:])
 
 
@@ -87,7 +88,7 @@ def _gradients(operator: _Operator, ctx: Any, grad: Tensor | None) -> tuple[Tens
         return None, None
     if ctx.save == _GRADIENT:
         saved, student = ctx.saved_tensors
-        if not (_checks.readable(grad) and grad.item() == 1):
+        if ctx.traced or grad.item() != 1:
             saved = (saved * grad).to(saved.dtype)
         return differentiable_once(saved, student) if torch.is_grad_enabled() else saved, None
     if ctx.save == _NOTHING:
@@ -125,6 +126,7 @@ def _function(operator: _Operator) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 output = operator.forward(*inputs)
             _keep(ctx, inputs, output)
+            ctx.traced = False
             loss: Tensor = output[0]
             return loss
 

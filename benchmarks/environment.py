@@ -1,0 +1,47 @@
+"""What a result file says of where it comes from."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import merc_kernels
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, commit (with + where the tree has changes) and command."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "merc-kdc": merc_kernels.__version__,
+        "backends": merc_kernels.backends(),
+        "commit": git("rev-parse", "HEAD") + changed,
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as Linux calls it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _module() -> str:
+    return f"benchmarks.{Path(sys.argv[0]).stem}"
