@@ -84,7 +84,8 @@ class RunFolder:
         statistics = "model.safetensors: encoders.<modality>.standardize.mean and .sd"
         self.write_json(
             "config.json",
-            {"format": FORMAT, "version": __version__, "feature_statistics": statistics} | dataclasses.asdict(record),
+            {"format": FORMAT, "environment": environment(), "feature_statistics": statistics}
+            | dataclasses.asdict(record),
         )
 
     def record(self) -> Record:

@@ -68,6 +68,7 @@ def test_the_run_folder(finished: Path) -> None:
     assert metrics["seed"] == 0
     config = json.loads((finished / "config.json").read_text())
     assert config["format"] == 1
+    assert config["environment"]["torch"] == torch.__version__
     assert config["config"]["hidden_dim"] == 16
     assert config["corpus"]["name"] == "small"
     assert config["corpus"]["sha256"] == small_corpus().fingerprint()
