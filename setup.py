@@ -1,8 +1,8 @@
 """The extension module merc_kernels._C, and nothing else; the rest stands in pyproject.toml.
 
 Built where there is a C++ compiler and torch is installed already (pip install --no-build-isolation); else the
-package is pure Python. With CUDA where nvcc is found and the installed torch has CUDA, or under MERC_FORCE_CUDA=1;
-MERC_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured; whether there is a GPU is never asked.
+package is pure Python. MERC_CUDA=1 compiles the CUDA sources as well, against a CUDA build of torch: on request, for
+they have not run on a GPU yet. TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured; whether there is a GPU is never asked.
 """
 
 import os
@@ -33,13 +33,11 @@ def compiler_problem() -> str | None:
 
 
 def with_cuda() -> bool:
-    """Whether the CUDA sources are compiled."""
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    if os.environ.get("MERC_CUDA") == "0" or CUDA_HOME is None or not list(Path("csrc/cuda").glob("*.cu")):
-        return False
-    return torch.version.cuda is not None or os.environ.get("MERC_FORCE_CUDA") == "1"
+    """Whether the CUDA sources are compiled: on request."""
+    wanted = os.environ.get("MERC_CUDA") == "1"
+    if wanted and not shutil.which("nvcc"):
+        raise SystemExit("merc-kdc: MERC_CUDA=1 needs nvcc, and none was found on PATH")
+    return wanted
 
 
 def extension():

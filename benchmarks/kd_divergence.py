@@ -119,7 +119,8 @@ def main() -> None:
         for name, values in rows[-1]["providers"].items():
             extra = values["peak_extra_bytes"] / 2**20
             print(
-                f"  {name:14} {values.get('median', float('nan')):9.3f} ms, {extra:8.1f} MiB, error {values['error']:.1e}"
+                median = values.get("median", float("nan"))
+                f"  {name:14} {median:9.3f} ms, {extra:8.1f} MiB, error {values['error']:.1e}"
             )
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "kd_divergence-cpu.json"

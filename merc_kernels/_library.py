@@ -65,14 +65,14 @@ def check(backend: str | None) -> None:
         _usable("backend", backend)
 
 
-def choose(backend: str | None, operator: str, device: str, narrow: bool = False) -> str:
+def choose(backend: str | None, operator: str, device: str) -> str:
     """Name of the backend that a call runs on.
 
     Args:
         backend: the call's argument; None leaves the choice to `use_backend`, and then to us.
         operator: ``focal_contrastive`` or ``kd_divergence``.
-        device: the type of the tensors' device.
-        narrow: a GPU problem that launches, not arithmetic, bound.
+        device: the type of the tensors' device. On a GPU a fused backend runs only where it is named: none has been
+            measured on one yet.
     """
     forced = backend or (_forced_in_traces if torch.compiler.is_compiling() else _forced.get())
     if forced is not None:
@@ -82,10 +82,8 @@ def choose(backend: str | None, operator: str, device: str, narrow: bool = False
         if not _takes(name, device):
             raise ValueError(f"backend: {name!r} does not take tensors on {device}")
         return name
-    order = {"cpu": ("cpu",), "cuda": ("cuda", "triton") if narrow else ("triton", "cuda")}.get(device, ())
-    for name in order:
-        if name in _OPERATORS[operator] and _state(name) == _ON:
-            return name
+    if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON:
+        return "cpu"
     return "reference"
 
 
@@ -114,7 +112,7 @@ def _state(name: str) -> str:
         return f"off: the compiled extension is missing ({_no_extension}); {advice}"
     if name == "cuda":
         if _C.build["cuda"] is None:
-            return "off: the extension was compiled without CUDA (it needs nvcc and a CUDA build of torch)"
+            return "off: the extension was compiled without CUDA (MERC_CUDA=1 at installation compiles it)"
         return _ON if torch.cuda.is_available() else "off: no CUDA device is available"
     return _ON
 

@@ -154,9 +154,7 @@ def kd_divergence(
             [0, C) and a temperature tensor that is not positive raise on the CPU; on a GPU only under
             ``MERC_CHECK=1``, as reading them would synchronise: there a label out of range counts as ignored.
     """
-    device = _device(student_logits)
-    narrow = device == "cuda" and not torch.compiler.is_compiling() and student_logits.shape[-1:].numel() <= 64
-    name = _library.choose(backend, "kd_divergence", device, narrow)
+    name = _library.choose(backend, "kd_divergence", _device(student_logits))
     run = reference.kd_divergence if name == "reference" else fused_kd_divergence
     return run(
         student_logits,

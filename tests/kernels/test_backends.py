@@ -62,20 +62,17 @@ def test_a_backend_without_the_operator_or_for_another_device_raises(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("device", "narrow", "on", "name"),
+    ("device", "on", "name"),
     [
-        ("cpu", False, {"cpu", "triton", "cuda"}, "cpu"),
-        ("cpu", False, {"triton"}, "reference"),
-        ("cuda", False, {"cpu", "triton", "cuda"}, "triton"),
-        ("cuda", True, {"cpu", "triton", "cuda"}, "cuda"),
-        ("cuda", True, {"cpu", "triton"}, "triton"),
-        ("cuda", False, {"cpu", "cuda"}, "cuda"),
-        ("mps", False, {"cpu", "triton", "cuda"}, "reference"),
+        ("cpu", {"cpu", "triton", "cuda"}, "cpu"),
+        ("cpu", {"triton"}, "reference"),
+        ("cuda", {"cpu", "triton", "cuda"}, "reference"),
+        ("mps", {"cpu", "triton", "cuda"}, "reference"),
     ],
 )
-def test_none_is_the_fastest_that_is_on_for_the_device(device, narrow, on, name, monkeypatch):
+def test_none_is_the_fastest_that_is_on_for_the_device(device, on, name, monkeypatch):
     monkeypatch.setattr(_library, "_state", lambda name: "on" if name in on else "off: not now")
-    assert _library.choose(None, "kd_divergence", device, narrow) == name
+    assert _library.choose(None, "kd_divergence", device) == name
 
 
 def chosen(backend=None):

@@ -1,0 +1,258 @@
+// The arithmetic of one row of the divergence, on the device and on the host.
+//
+//   x, y     raw logits of the first and the second argument of KL(x|y); x' = x - max x, y' = y - max y. The difference
+//            to the largest logit is formed before anything rounds it.
+//   z        sum e^(x' / T), each term by one instruction: 2^(x' k), k = log2(e) / T; log z is kept to base 2
+//   bracket  sum e^(x' / T) (x' - y'): KL = bracket / (z_x T) + ln z_y - ln z_x. It is shifted by z_x times the shift of
+//            x' - y' when a maximum moves.
+// A class of probability 0 adds nothing, whatever the other argument says of it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#ifdef __CUDACC__
+#define MERC_BOTH __host__ __device__ __forceinline__
+#else
+#define MERC_BOTH inline
+#endif
+
+namespace merc::cuda {
+
+enum class Direction : int { forward = 0, reverse = 1, js = 2 };
+
+constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+// Relative error at most 2^-22; 0 below the smallest normal number.
+MERC_BOTH float power2(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  const float y = std::exp2(x);
+  return y < std::numeric_limits<float>::min() ? 0.0f : y;
+#endif
+}
+
+MERC_BOTH double power2(double x) { return exp2(x); }
+
+MERC_BOTH float logarithm2(float x) { return log2f(x); }
+MERC_BOTH double logarithm2(double x) { return log2(x); }
+
+MERC_BOTH float larger(float a, float b) { return fmaxf(a, b); }
+MERC_BOTH double larger(double a, double b) { return fmax(a, b); }
+
+template <class A>
+struct Sums {
+  A max_x, max_y, z_x, z_y, bracket;
+  A z_raw;  // of the student at T = 1, for the cross entropy
+};
+
+template <class A>
+MERC_BOTH Sums<A> no_sums() {
+  const A lowest = std::numeric_limits<A>::lowest();
+  return {lowest, lowest, 0, 0, 0, 0};
+}
+
+// Whose sum at T = 1 is taken.
+enum class Raw : int { none, x, y };
+
+// Moves the maxima up to max_x and max_y. Where all of z_x vanishes, so does the bracket: the shift may be infinite.
+template <class A>
+MERC_BOTH void rescale(Sums<A>& sums, A max_x, A max_y, A k, Raw raw) {
+  const A shift_x = sums.max_x - max_x, shift_y = sums.max_y - max_y;
+  const A shrink = power2(shift_x * k);
+  const A shifted = shrink * (sums.bracket + sums.z_x * (shift_x - shift_y));
+  sums.z_x *= shrink;
+  sums.z_y *= power2(shift_y * k);
+  sums.bracket = sums.z_x == A(0) ? A(0) : shifted;
+  if (raw != Raw::none) {
+    sums.z_raw *= power2((raw == Raw::x ? shift_x : shift_y) * A(kLog2e));
+  }
+  sums.max_x = max_x;
+  sums.max_y = max_y;
+}
+
+// Adds n classes.
+template <int n, class A>
+MERC_BOTH void absorb(Sums<A>& sums, const A* x, const A* y, A k, Raw raw) {
+  A max_x = sums.max_x, max_y = sums.max_y;
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    max_x = larger(max_x, x[i]);
+    max_y = larger(max_y, y[i]);
+  }
+  rescale(sums, max_x, max_y, k, raw);
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const A from_x = x[i] - max_x, from_y = y[i] - max_y;
+    const A e = power2(from_x * k);
+    sums.z_x += e;
+    sums.z_y += power2(from_y * k);
+    sums.bracket += e == A(0) ? A(0) : e * (from_x - from_y);
+  }
+  if (raw != Raw::none) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      sums.z_raw += power2((raw == Raw::x ? x[i] - max_x : y[i] - max_y) * A(kLog2e));
+    }
+  }
+}
+
+template <class A>
+struct MergeSums {
+  A k;
+  Raw raw;
+
+  MERC_BOTH Sums<A> operator()(Sums<A> a, Sums<A> b) const {
+    const A max_x = larger(a.max_x, b.max_x), max_y = larger(a.max_y, b.max_y);
+    rescale(a, max_x, max_y, k, raw);
+    rescale(b, max_x, max_y, k, raw);
+    return {max_x, max_y, a.z_x + b.z_x, a.z_y + b.z_y, a.bracket + b.bracket, a.z_raw + b.z_raw};
+  }
+};
+
+// What the backward pass needs of a row beside its logits: maxima of the raw logits, log2 z, divergences.
+template <class A>
+struct Numbers {
+  A max_student, max_teacher, log_z_student, log_z_teacher, kl_student, kl_teacher, log_z_raw;
+};
+
+constexpr int kNumbers = sizeof(Numbers<float>) / sizeof(float);
+
+// From a row's sums; js takes its two divergences from a sweep of their own. NaN where one row is -inf throughout.
+template <class A>
+MERC_BOTH Numbers<A> numbers_of(const Sums<A>& sums, A temperature, bool student_is_x) {
+  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y);
+  const A kl = sums.bracket / (sums.z_x * temperature) + A(kLn2) * (log_y - log_x);
+  return {student_is_x ? sums.max_x : sums.max_y,
+          student_is_x ? sums.max_y : sums.max_x,
+          student_is_x ? log_x : log_y,
+          student_is_x ? log_y : log_x,
+          kl,
+          kl,
+          logarithm2(sums.z_raw)};
+}
+
+// ln(x / m) and ln(y / m) of m = w_x x + w_y y, from delta = log2(y / x).
+template <class A>
+MERC_BOTH void against_mixture(A delta, A w_x, A w_y, A& x_over_m, A& y_over_m) {
+  const A u = power2(delta > A(0) ? -delta : delta);
+  const A over = -logarithm2(delta > A(0) ? w_y + w_x * u : w_x + w_y * u);  // of the larger of the two
+  x_over_m = A(kLn2) * (delta > A(0) ? over - delta : over);
+  y_over_m = A(kLn2) * (delta > A(0) ? over : over + delta);
+}
+
+// The two divergences of the js form.
+template <class A>
+struct Pair {
+  A student, teacher;
+};
+
+template <class A>
+struct AddPairs {
+  MERC_BOTH Pair<A> operator()(const Pair<A>& a, const Pair<A>& b) const {
+    return {a.student + b.student, a.teacher + b.teacher};
+  }
+};
+
+// A row's numbers, and what multiplies its gradients: c that of the divergence, ce that of the cross entropy.
+template <class A>
+struct Slope {
+  Numbers<A> of;
+  A k, beta, c, ce;
+  A per_t, log_ratio;  // ln(q / p) = (student' - teacher') per_t + log_ratio
+  Direction direction;
+  int label;  // -1: no cross entropy
+
+  MERC_BOTH Slope(
+      const Numbers<A>& numbers, A temperature, A beta_, A factor, bool scale_by_t2, A ce_weight, Direction direction_,
+      int label_)
+      : of(numbers),
+        k(A(kLog2e) / temperature),
+        beta(beta_),
+        c(scale_by_t2 ? factor * temperature : factor / temperature),
+        ce(factor * ce_weight),
+        per_t(A(1) / temperature),
+        log_ratio(A(kLn2) * (numbers.log_z_teacher - numbers.log_z_student)),
+        direction(direction_),
+        label(label_) {}
+
+  // One class's term of a divergence that is not js.
+  MERC_BOTH A divergence_term(A student, A teacher) const {
+    const A x = student - of.max_student, y = teacher - of.max_teacher;
+    const A ratio = (x - y) * per_t + log_ratio;
+    const A a = direction == Direction::reverse ? power2(x * k - of.log_z_student) : power2(y * k - of.log_z_teacher);
+    return a == A(0) ? A(0) : direction == Direction::reverse ? a * ratio : -a * ratio;
+  }
+
+  // Adds the two terms of the js form.
+  MERC_BOTH void add_divergences(A student, A teacher, Pair<A>& to) const {
+    const A x = student - of.max_student, y = teacher - of.max_teacher;
+    const A q = power2(x * k - of.log_z_student), p = power2(y * k - of.log_z_teacher);
+    A q_over_m, p_over_m;
+    against_mixture((y - x) * k + (of.log_z_student - of.log_z_teacher), A(1) - beta, beta, q_over_m, p_over_m);
+    to.student += q == A(0) ? A(0) : q * q_over_m;
+    to.teacher += p == A(0) ? A(0) : p * p_over_m;
+  }
+
+  // The row's divergence, without T^2.
+  MERC_BOTH A divergence() const {
+    return direction == Direction::js ? (A(1) - beta) * of.kl_student + beta * of.kl_teacher : of.kl_student;
+  }
+
+  MERC_BOTH A cross_entropy(A student) const { return A(kLn2) * of.log_z_raw - (student - of.max_student); }
+
+  // Of the n classes column, column + step, ..., to the student's logits, and to the teacher's where `both`.
+  template <int n>
+  MERC_BOTH void gradients(
+      const A* student, const A* teacher, int column, int step, bool both, A* to_student, A* to_teacher) const {
+    if (direction == Direction::js) {
+      const A c_student = c * (A(1) - beta), c_teacher = c * beta;
+      const A log_ratio2 = of.log_z_student - of.log_z_teacher;
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
+        const A q = power2(x * k - of.log_z_student), p = power2(y * k - of.log_z_teacher);
+        A q_over_m, p_over_m;
+        against_mixture((y - x) * k + log_ratio2, A(1) - beta, beta, q_over_m, p_over_m);
+        to_student[i] = q == A(0) ? A(0) : c_student * q * (q_over_m - of.kl_student);
+        to_teacher[i] = p == A(0) ? A(0) : c_teacher * p * (p_over_m - of.kl_teacher);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < n; ++i) {  // the second argument of KL
+        const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
+        const A slope = c * (power2(x * k - of.log_z_student) - power2(y * k - of.log_z_teacher));
+        to_student[i] = slope;
+        to_teacher[i] = -slope;
+      }
+      if (direction == Direction::reverse) {
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
+          const A q = power2(x * k - of.log_z_student);
+          to_student[i] = q == A(0) ? A(0) : c * q * ((x - y) * per_t + log_ratio - of.kl_student);
+        }
+      } else if (both) {
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
+          const A p = power2(y * k - of.log_z_teacher);
+          to_teacher[i] = p == A(0) ? A(0) : c * p * ((y - x) * per_t - log_ratio - of.kl_teacher);
+        }
+      }
+    }
+    if (label >= 0) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const A raw = power2((student[i] - of.max_student) * A(kLog2e) - of.log_z_raw);
+        to_student[i] += ce * (i * step == label - column ? raw - A(1) : raw);
+      }
+    }
+  }
+};
+
+}  // namespace merc::cuda

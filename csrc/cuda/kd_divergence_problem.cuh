@@ -1,0 +1,140 @@
+// What the kernels of the divergence are given, and what they share: a row's parameters, and the end of a launch.
+#pragma once
+
+#include <cstdint>
+
+#include "kd_divergence_math.cuh"
+#include "logits.cuh"
+#include "reduce.cuh"
+
+namespace merc::cuda {
+
+template <class A>
+struct Problem {
+  Logits student, teacher;
+  int64_t groups, rows_a_group;
+  int classes;
+  const A* temperatures;  // (N,), or null
+  const int64_t* labels;  // (N,) shared by the groups, which then lie 0 apart, or (G, N); or null
+  int64_t labels_group_stride;
+  const A* weights;  // likewise
+  int64_t weights_group_stride;
+  A temperature, beta, ce_weight;
+  bool scale_by_t2;
+  int64_t ignore_index;
+  Direction direction;
+
+  __device__ int64_t rows() const { return groups * rows_a_group; }
+};
+
+template <class A>
+struct ForwardTargets {
+  A* losses;             // (rows,), or null: a scalar is wanted
+  A* loss;               // the scalar
+  A* divisor;            // what the scalar was divided by
+  Numbers<A>* numbers;   // (rows,), or null
+  char* gradient;        // of the student, contiguous, for a gradient of 1; or null
+  A fixed_divisor;       // 0: the number of kept rows, which `counted` holds already where there is a gradient
+  const A* counted;
+  Total* partials;       // a block each
+  unsigned ticket;
+};
+
+template <class A>
+struct BackwardTargets {
+  const A* grad;  // one, or one a row
+  bool grad_is_scalar;
+  const A* divisor;
+  const Numbers<A>* numbers;
+  char *student, *teacher;  // contiguous gradients, or null
+  Type student_type, teacher_type;
+  // A teacher that the groups share gets the sum over them: its row belongs to one thread block, which takes the
+  // `loops` rows that lie `rows` apart. Otherwise loops is 1 and rows all there are.
+  int64_t loops, rows;
+};
+
+// Where a row lies and what belongs to it. Where it does not count, `kept` is false, and nothing is read.
+template <class A>
+struct RowInfo {
+  int64_t row, group, index;
+  int label;
+  A temperature, weight;
+  bool kept;
+
+  __device__ RowInfo(const Problem<A>& p, int64_t row_)
+      : row(row_), group(p.groups == 1 ? 0 : divide(row_, p.rows_a_group)), index(row_ - group * p.rows_a_group) {
+    const int64_t named = p.labels ? p.labels[group * p.labels_group_stride + index] : 0;
+    kept = !p.labels || (named != p.ignore_index && named >= 0 && named < p.classes);
+    label = kept ? static_cast<int>(named) : -1;
+    temperature = kept && p.temperatures ? p.temperatures[index] : p.temperature;
+    weight = kept && p.weights ? p.weights[group * p.weights_group_stride + index] : A(1);
+  }
+
+  __device__ Row student(const Problem<A>& p) const { return of(p.student); }
+  __device__ Row teacher(const Problem<A>& p) const { return of(p.teacher); }
+
+  __device__ Slope<A> slope(const Problem<A>& p, Direction direction, const Numbers<A>& numbers, A factor) const {
+    return Slope<A>(
+        numbers, temperature, p.beta, factor * weight, p.scale_by_t2, p.ce_weight, direction,
+        p.ce_weight != A(0) ? label : -1);
+  }
+
+  // Of the gradient that reaches the row, over what the reduction divided by.
+  __device__ A factor(const BackwardTargets<A>& to) const {
+    return to.grad[to.grad_is_scalar ? 0 : row] / *to.divisor;
+  }
+
+  // The row's loss; `label_logit` is the student's, used where there is a cross entropy.
+  __device__ A loss(const Problem<A>& p, const Slope<A>& slope, A label_logit) const {
+    A loss = slope.divergence();
+    loss = p.scale_by_t2 ? loss * temperature * temperature : loss;
+    if (p.ce_weight != A(0)) {
+      loss += p.ce_weight * slope.cross_entropy(label_logit);
+    }
+    return loss * weight;
+  }
+
+ private:
+  __device__ Row of(const Logits& logits) const {
+    return {logits.data + logits.offset(group, index) * bytes_of(logits.type), logits.type};
+  }
+};
+
+template <class A>
+__device__ __forceinline__ A forward_divisor(const ForwardTargets<A>& to) {
+  return to.fixed_divisor != A(0) ? to.fixed_divisor : *to.counted;
+}
+
+// Ends a forward launch: the scalar and its divisor, from every thread's own rows.
+template <class A>
+__device__ __forceinline__ void finish(const ForwardTargets<A>& to, Total mine) {
+  if (to.losses) {
+    if (blockIdx.x == 0 && threadIdx.x == 0 && threadIdx.y == 0) {
+      *to.divisor = to.fixed_divisor;
+    }
+    return;
+  }
+  grid_total(mine, to.partials, to.ticket, [&](const Total& total) {
+    const double counted = total.kept > 1 ? total.kept : 1;
+    const double divisor = to.fixed_divisor != A(0) ? static_cast<double>(to.fixed_divisor) : counted;
+    *to.loss = static_cast<A>(total.loss / divisor);
+    *to.divisor = static_cast<A>(divisor);
+  });
+}
+
+// The number of kept rows, at least 1: one block.
+constexpr int kCountThreads = 512;
+
+template <class A>
+__global__ void __launch_bounds__(kCountThreads) count_kept(const Problem<A> p, A* divisor) {
+  Total mine{0, 0};
+  for (int64_t row = threadIdx.x; row < p.rows(); row += kCountThreads) {
+    mine.kept += RowInfo<A>(p, row).kept ? 1 : 0;
+  }
+  const Total total = block_total(mine);
+  if (threadIdx.x == 0) {
+    *divisor = static_cast<A>(total.kept > 1 ? total.kept : 1);
+  }
+}
+
+}  // namespace merc::cuda

@@ -1,0 +1,86 @@
+// Around a launch: the device and stream of a tensor, fresh tensors, the launch and its error, tickets.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "../checks.h"
+#include "reduce.cuh"
+
+namespace merc::cuda {
+
+// Makes a tensor's device current while it stands, and knows the stream that its work goes to.
+class Place {
+ public:
+  explicit Place(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
+    void* stream;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+
+  void check_here(const char* name, const Tensor& tensor) const {
+    STD_TORCH_CHECK(
+        tensor.is_cuda() && tensor.get_device_index() == device_, name, ": expected a tensor on cuda:", device_);
+  }
+
+  // Uninitialised and contiguous. Past the dispatcher, which takes a microsecond a tensor.
+  Tensor empty(const std::vector<int64_t>& size, ScalarType type) const {
+    std::vector<int64_t> strides(size.size());
+    int64_t numel = 1;
+    for (size_t d = size.size(); d-- > 0;) {
+      strides[d] = numel;
+      numel *= size[d] > 1 ? size[d] : 1;
+    }
+    const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(size.size()), size.data(), strides.data(), dtype, aoti_torch_device_type_cuda(), device_,
+        &handle));
+    return Tensor(handle);
+  }
+
+  int multiprocessors() const {
+    int count;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_));
+    return count;
+  }
+
+ private:
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+};
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Place& place, const Arguments&... arguments) {
+  kernel<<<grid, block, 0, place.stream()>>>(arguments...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// The ticket (reduce.cuh) of one launch. Launches that share a ticket must not run at the same time: those of one
+// stream do not, and one that is captured into a graph gets a ticket of its own, for the graph may be replayed anywhere.
+inline unsigned take_ticket(const Place& place) {
+  static std::mutex mutex;
+  static std::unordered_map<cudaStream_t, unsigned> of_stream;
+  static unsigned captured = 0;
+  cudaStreamCaptureStatus status;
+  STD_CUDA_CHECK(cudaStreamIsCapturing(place.stream(), &status));
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (status != cudaStreamCaptureStatusNone || place.stream() == cudaStreamPerThread) {
+    return kStreamTickets + captured++ % kOwnTickets;
+  }
+  const unsigned next = static_cast<unsigned>(of_stream.size()) % kStreamTickets;
+  return of_stream.try_emplace(place.stream(), next).first->second;
+}
+
+}  // namespace merc::cuda
