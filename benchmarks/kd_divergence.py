@@ -118,10 +118,8 @@ def main() -> None:
         print(f"{size[0]} x {size[1]}: floor {rows[-1]['floor_ms']['median']:.3f} ms")
         for name, values in rows[-1]["providers"].items():
             extra = values["peak_extra_bytes"] / 2**20
-            print(
-                median = values.get("median", float("nan"))
-                f"  {name:14} {median:9.3f} ms, {extra:8.1f} MiB, error {values['error']:.1e}"
-            )
+            median = values.get("median", float("nan"))
+            print(f"  {name:14} {median:9.3f} ms, {extra:8.1f} MiB, error {values['error']:.1e}")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "kd_divergence-cpu.json"
     path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
