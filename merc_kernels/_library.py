@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 _C: Any = None
 try:
@@ -79,10 +80,14 @@ def choose(backend: str | None, operator: str, device: str) -> str:
         name = _usable("backend", forced)
         if name not in _OPERATORS[operator]:
             raise ValueError(f"backend: {name!r} has no {operator}; it has {', '.join(_OPERATORS[operator])}")
+        if name != "reference" and _transformed():
+            raise ValueError(
+                f"backend: {name!r} does not run under torch.func or forward-mode autograd; 'reference' does"
+            )
         if not _takes(name, device):
             raise ValueError(f"backend: {name!r} does not take tensors on {device}")
         return name
-    if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON:
+    if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON and not _transformed():
         return "cpu"
     return "reference"
 
@@ -91,6 +96,13 @@ def _takes(name: str, device: str) -> bool:
     if name == "triton":
         return device == "cuda" or (device == "cpu" and _interpreted())
     return name not in ("cpu", "cuda") or name == device
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform or forward-mode autograd is at work: fused kernels have neither."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _interpreted() -> bool:

@@ -197,7 +197,7 @@ def _compute_dtype(*inputs: Tensor | float | None) -> torch.dtype:
 def _unit(x: Tensor) -> Tensor:
     """Rows of length 1. A zero row stays zero, with a zero gradient; no square over- or underflows."""
     size = x.detach().abs().amax(-1, keepdim=True)  # the result does not depend on it, nor do its derivatives
-    nonzero = size > 0
+    nonzero = size != 0  # a NaN stays one
     x = x / torch.where(nonzero, size, 1)
     square = (x * x).sum(-1, keepdim=True)
     return torch.where(nonzero, x / torch.where(nonzero, square, 1).sqrt(), 0)

@@ -43,11 +43,14 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 when done, 2 after a mistake of the user's, 130 when interrupted."""
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
         options = _parser().parse_args(arguments)
         options.run(options)
         sys.stdout.flush()
     except UserError as error:
-        print(f"merc: error: {error}", file=sys.stderr)
+        print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("merc: interrupted; merc train goes on from its last save with --resume", file=sys.stderr)
@@ -113,8 +116,8 @@ def _train(options: argparse.Namespace) -> None:
     config = config.changed(parse_settings(options.set))
     corpus = _corpus(options.data).with_validation(config.validation_fraction)
     out: Path = options.out or Path("runs") / corpus.name
-    if options.seed < 0:
-        raise UserError(f"--seed: expected at least 0, got {options.seed}")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed: expected at least 0 and below 2^63, got {options.seed}")
     if options.seeds is None:
         runs = {options.seed: out}
     elif options.seeds < 1:
@@ -144,7 +147,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     record = folder.record()
     source = record.corpus["source"]
     path = options.data or (None if source is None else Path(source))
-    corpus = _corpus(path).with_validation(record.config.validation_fraction)
+    corpus = _corpus(path)
+    if options.data is None or options.split != "test":
+        corpus = corpus.with_validation(record.config.validation_fraction)
     if options.data is None and corpus.fingerprint() != record.corpus["sha256"]:
         raise UserError(
             f"{path or 'the embedded corpus'} is not what the run was trained on; name the corpus with --data"
@@ -163,8 +168,9 @@ def _predict(options: argparse.Namespace) -> None:
     if out is not None and out.suffix not in (".csv", ".json"):
         raise UserError(f"--out {out}: expected a name that ends in .csv or .json")
     picture = out.with_suffix(".png") if out else Path(f"{options.conversation.stem}.timeline.png")
-    if options.conversation in (out, picture):
-        raise UserError(f"--out {out}: is the conversation itself; give another name")
+    for path in (out, picture):
+        if path is not None and path.exists():
+            raise UserError(f"{path} exists; move it away, or give another --out")
     model = load(options.folder, _device(options.device))
     conversation = read_conversation(options.conversation, model.label_names)
     predictions = predict(model, conversation, conversation.dialogues("test"))

@@ -159,7 +159,7 @@ def _problem(name: str, value: object, hint: Any) -> str | None:
     if hint is bool:
         return None
     assert isinstance(value, (int, float))
-    if not math.isfinite(value) or value < 0 or (name in _POSITIVE and value == 0):
+    if abs(value) > 1e300 or math.isnan(value) or value < 0 or (name in _POSITIVE and value == 0):
         return f"expected {'> 0' if name in _POSITIVE else '>= 0'} and finite, got {value}"
     if name in _BELOW_ONE and value >= 1:
         return f"expected < 1, got {value}"
@@ -189,6 +189,6 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting}: expected key=value")
         try:
             values[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             values[key] = text
     return values

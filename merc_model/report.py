@@ -20,6 +20,7 @@ _SPEAKER_HEIGHT = 0.5
 
 def confusion(path: Path, counts: Sequence[Sequence[int]], label_names: Sequence[str], title: str) -> None:
     """A confusion matrix (C, C), rows as shares of the true class, with the counts written in."""
+    label_names, title = [_plain(name) for name in label_names], _plain(title)
     table = np.asarray(counts, dtype=float)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(1.5 + 0.8 * len(table), 1.2 + 0.75 * len(table)), layout="constrained")
@@ -38,7 +39,7 @@ def curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
     """Each stage's losses and validation weighted F1 over its epochs."""
     stages = list(dict.fromkeys(row["stage"] for row in history))
     figure = Figure(figsize=(3.6 * len(stages), 5.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     for column, stage in enumerate(stages):
         rows = [row for row in history if row["stage"] == stage]
         epochs = [row["epoch"] for row in rows]
@@ -62,6 +63,7 @@ def embeddings(
     title: str,
 ) -> None:
     """The unit embeddings and the label prototypes (stars) on their first two principal components."""
+    label_names, title = [_plain(name) for name in label_names], _plain(title)
     points = np.concatenate((_unit(predictions.embeddings), _unit(prototypes)))
     components = min(2, *points.shape)
     places = np.zeros((len(points), 2))
@@ -94,6 +96,7 @@ def timeline(
         label_names: the C emotions.
         title: of the picture.
     """
+    label_names, title = [_plain(name) for name in label_names], _plain(title)
     emotions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     lanes = np.unique(speakers, return_inverse=True)[1]
     width = float(np.clip(0.22 * len(emotions), 7, 60))
@@ -111,6 +114,11 @@ def timeline(
     axes.legend(ncols=len(label_names), loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize="small")
     axes.text(1, 1.01, "height = confidence", transform=axes.transAxes, ha="right", fontsize="small")
     _save(figure, path)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes as it is: a dollar sign would start a formula."""
+    return text.replace("$", r"\$")
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -34,6 +34,8 @@ def train(folder: RunFolder, record: Record, corpus: Corpus, device: torch.devic
         UserError: an existing folder without ``resume``; a resumed run with another corpus, seed or configuration.
     """
     training = Training(corpus, record.config, record.seed, device)
+    if resume and folder.path.is_dir() and not any(folder.path.iterdir()):
+        folder.path.rmdir()  # what a run leaves that ended before its first file
     if resume and folder.path.exists():
         check_same(folder, record)
         if folder.finished:

@@ -2,9 +2,11 @@
 //
 //   x, y     raw logits of the first and the second argument of KL(x|y); x' = x - max x, y' = y - max y. The difference
 //            to the largest logit is formed before anything rounds it.
-//   z        sum e^(x' / T), each term by one instruction: 2^(x' k), k = log2(e) / T; log z is kept to base 2
-//   bracket  sum e^(x' / T) (x' - y'): KL = bracket / (z_x T) + ln z_y - ln z_x. It is shifted by z_x times the shift of
-//            x' - y' when a maximum moves.
+//   z        sum e^(x' / T), each term by one instruction: 2^(x' k), k = log2(e) / T; log z is kept to base 2. In
+//            float32 k has a second, lower part: its rounding alone would show in every term, the same way.
+//   bracket  sum e^(x' / T) (x' - y'), shifted by z_x times the shift of x' - y' when a maximum moves
+//   mean     bracket / z_x, the mean of x' - y' under x: KL = mean / T + ln z_y - ln z_x, and x's gradient of it is
+//            x (x' - y' - mean) / T^2, in which nothing large is left to cancel
 // A class of probability 0 adds nothing, whatever the other argument says of it.
 #pragma once
 
@@ -44,6 +46,34 @@ MERC_BOTH double logarithm2(double x) { return log2(x); }
 MERC_BOTH float larger(float a, float b) { return fmaxf(a, b); }
 MERC_BOTH double larger(double a, double b) { return fmax(a, b); }
 
+// x -> k x (+ more), k = log2(e) / T. -inf stays -inf: the lower part is positive, so no infinities of both signs meet.
+template <class A>
+struct Scale;
+
+template <>
+struct Scale<float> {
+  float high, low;
+
+  MERC_BOTH explicit Scale(float temperature) {
+    constexpr float log2e = static_cast<float>(kLog2e), rest = static_cast<float>(kLog2e - log2e);
+    high = log2e / temperature * (1.0f - 0x1p-22f);
+    low = (fmaf(-high, temperature, log2e) + rest) / temperature;
+  }
+
+  MERC_BOTH float operator()(float x) const { return fmaf(x, high, x * low); }
+  MERC_BOTH float operator()(float x, float more) const { return fmaf(x, high, fmaf(x, low, more)); }
+};
+
+template <>
+struct Scale<double> {
+  double k;
+
+  MERC_BOTH explicit Scale(double temperature) : k(kLog2e / temperature) {}
+
+  MERC_BOTH double operator()(double x) const { return x * k; }
+  MERC_BOTH double operator()(double x, double more) const { return x * k + more; }
+};
+
 template <class A>
 struct Sums {
   A max_x, max_y, z_x, z_y, bracket;
@@ -61,12 +91,12 @@ enum class Raw : int { none, x, y };
 
 // Moves the maxima up to max_x and max_y. Where all of z_x vanishes, so does the bracket: the shift may be infinite.
 template <class A>
-MERC_BOTH void rescale(Sums<A>& sums, A max_x, A max_y, A k, Raw raw) {
+MERC_BOTH void rescale(Sums<A>& sums, A max_x, A max_y, const Scale<A>& k, Raw raw) {
   const A shift_x = sums.max_x - max_x, shift_y = sums.max_y - max_y;
-  const A shrink = power2(shift_x * k);
+  const A shrink = power2(k(shift_x));
   const A shifted = shrink * (sums.bracket + sums.z_x * (shift_x - shift_y));
   sums.z_x *= shrink;
-  sums.z_y *= power2(shift_y * k);
+  sums.z_y *= power2(k(shift_y));
   sums.bracket = sums.z_x == A(0) ? A(0) : shifted;
   if (raw != Raw::none) {
     sums.z_raw *= power2((raw == Raw::x ? shift_x : shift_y) * A(kLog2e));
@@ -77,7 +107,7 @@ MERC_BOTH void rescale(Sums<A>& sums, A max_x, A max_y, A k, Raw raw) {
 
 // Adds n classes.
 template <int n, class A>
-MERC_BOTH void absorb(Sums<A>& sums, const A* x, const A* y, A k, Raw raw) {
+MERC_BOTH void absorb(Sums<A>& sums, const A* x, const A* y, const Scale<A>& k, Raw raw) {
   A max_x = sums.max_x, max_y = sums.max_y;
 #pragma unroll
   for (int i = 0; i < n; ++i) {
@@ -88,9 +118,9 @@ MERC_BOTH void absorb(Sums<A>& sums, const A* x, const A* y, A k, Raw raw) {
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     const A from_x = x[i] - max_x, from_y = y[i] - max_y;
-    const A e = power2(from_x * k);
+    const A e = power2(k(from_x));
     sums.z_x += e;
-    sums.z_y += power2(from_y * k);
+    sums.z_y += power2(k(from_y));
     sums.bracket += e == A(0) ? A(0) : e * (from_x - from_y);
   }
   if (raw != Raw::none) {
@@ -103,7 +133,7 @@ MERC_BOTH void absorb(Sums<A>& sums, const A* x, const A* y, A k, Raw raw) {
 
 template <class A>
 struct MergeSums {
-  A k;
+  Scale<A> k;
   Raw raw;
 
   MERC_BOTH Sums<A> operator()(Sums<A> a, Sums<A> b) const {
@@ -114,25 +144,25 @@ struct MergeSums {
   }
 };
 
-// What the backward pass needs of a row beside its logits: maxima of the raw logits, log2 z, divergences.
+// What the backward pass needs of a row beside its logits: maxima of the raw logits, log2 z, and what the gradient of
+// a first argument subtracts: the mean above, twice; under js KL(q|m) and KL(p|m).
 template <class A>
 struct Numbers {
-  A max_student, max_teacher, log_z_student, log_z_teacher, kl_student, kl_teacher, log_z_raw;
+  A max_student, max_teacher, log_z_student, log_z_teacher, mean_student, mean_teacher, log_z_raw;
 };
 
 constexpr int kNumbers = sizeof(Numbers<float>) / sizeof(float);
 
 // From a row's sums; js takes its two divergences from a sweep of their own. NaN where one row is -inf throughout.
 template <class A>
-MERC_BOTH Numbers<A> numbers_of(const Sums<A>& sums, A temperature, bool student_is_x) {
-  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y);
-  const A kl = sums.bracket / (sums.z_x * temperature) + A(kLn2) * (log_y - log_x);
+MERC_BOTH Numbers<A> numbers_of(const Sums<A>& sums, bool student_is_x) {
+  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y), mean = sums.bracket / sums.z_x;
   return {student_is_x ? sums.max_x : sums.max_y,
           student_is_x ? sums.max_y : sums.max_x,
           student_is_x ? log_x : log_y,
           student_is_x ? log_y : log_x,
-          kl,
-          kl,
+          mean,
+          mean,
           logarithm2(sums.z_raw)};
 }
 
@@ -162,8 +192,9 @@ struct AddPairs {
 template <class A>
 struct Slope {
   Numbers<A> of;
-  A k, beta, c, ce;
-  A per_t, log_ratio;  // ln(q / p) = (student' - teacher') per_t + log_ratio
+  Scale<A> k;
+  A beta, c, ce;
+  A per_t;
   Direction direction;
   int label;  // -1: no cross entropy
 
@@ -171,36 +202,31 @@ struct Slope {
       const Numbers<A>& numbers, A temperature, A beta_, A factor, bool scale_by_t2, A ce_weight, Direction direction_,
       int label_)
       : of(numbers),
-        k(A(kLog2e) / temperature),
+        k(temperature),
         beta(beta_),
         c(scale_by_t2 ? factor * temperature : factor / temperature),
         ce(factor * ce_weight),
         per_t(A(1) / temperature),
-        log_ratio(A(kLn2) * (numbers.log_z_teacher - numbers.log_z_student)),
         direction(direction_),
         label(label_) {}
-
-  // One class's term of a divergence that is not js.
-  MERC_BOTH A divergence_term(A student, A teacher) const {
-    const A x = student - of.max_student, y = teacher - of.max_teacher;
-    const A ratio = (x - y) * per_t + log_ratio;
-    const A a = direction == Direction::reverse ? power2(x * k - of.log_z_student) : power2(y * k - of.log_z_teacher);
-    return a == A(0) ? A(0) : direction == Direction::reverse ? a * ratio : -a * ratio;
-  }
 
   // Adds the two terms of the js form.
   MERC_BOTH void add_divergences(A student, A teacher, Pair<A>& to) const {
     const A x = student - of.max_student, y = teacher - of.max_teacher;
-    const A q = power2(x * k - of.log_z_student), p = power2(y * k - of.log_z_teacher);
+    const A q = power2(k(x, -of.log_z_student)), p = power2(k(y, -of.log_z_teacher));
     A q_over_m, p_over_m;
-    against_mixture((y - x) * k + (of.log_z_student - of.log_z_teacher), A(1) - beta, beta, q_over_m, p_over_m);
+    against_mixture(k(y - x, of.log_z_student - of.log_z_teacher), A(1) - beta, beta, q_over_m, p_over_m);
     to.student += q == A(0) ? A(0) : q * q_over_m;
     to.teacher += p == A(0) ? A(0) : p * p_over_m;
   }
 
   // The row's divergence, without T^2.
   MERC_BOTH A divergence() const {
-    return direction == Direction::js ? (A(1) - beta) * of.kl_student + beta * of.kl_teacher : of.kl_student;
+    if (direction == Direction::js) {
+      return (A(1) - beta) * of.mean_student + beta * of.mean_teacher;
+    }
+    const A logs = A(kLn2) * (of.log_z_teacher - of.log_z_student);
+    return of.mean_student * per_t + (direction == Direction::reverse ? logs : -logs);
   }
 
   MERC_BOTH A cross_entropy(A student) const { return A(kLn2) * of.log_z_raw - (student - of.max_student); }
@@ -211,21 +237,22 @@ struct Slope {
       const A* student, const A* teacher, int column, int step, bool both, A* to_student, A* to_teacher) const {
     if (direction == Direction::js) {
       const A c_student = c * (A(1) - beta), c_teacher = c * beta;
-      const A log_ratio2 = of.log_z_student - of.log_z_teacher;
+      const A log_ratio = of.log_z_student - of.log_z_teacher;
 #pragma unroll
       for (int i = 0; i < n; ++i) {
         const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
-        const A q = power2(x * k - of.log_z_student), p = power2(y * k - of.log_z_teacher);
+        const A q = power2(k(x, -of.log_z_student)), p = power2(k(y, -of.log_z_teacher));
         A q_over_m, p_over_m;
-        against_mixture((y - x) * k + log_ratio2, A(1) - beta, beta, q_over_m, p_over_m);
-        to_student[i] = q == A(0) ? A(0) : c_student * q * (q_over_m - of.kl_student);
-        to_teacher[i] = p == A(0) ? A(0) : c_teacher * p * (p_over_m - of.kl_teacher);
+        against_mixture(k(y - x, log_ratio), A(1) - beta, beta, q_over_m, p_over_m);
+        to_student[i] = q == A(0) ? A(0) : c_student * q * (q_over_m - of.mean_student);
+        to_teacher[i] = p == A(0) ? A(0) : c_teacher * p * (p_over_m - of.mean_teacher);
       }
     } else {
+      const A c_first = c * per_t;
 #pragma unroll
       for (int i = 0; i < n; ++i) {  // the second argument of KL
         const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
-        const A slope = c * (power2(x * k - of.log_z_student) - power2(y * k - of.log_z_teacher));
+        const A slope = c * (power2(k(x, -of.log_z_student)) - power2(k(y, -of.log_z_teacher)));
         to_student[i] = slope;
         to_teacher[i] = -slope;
       }
@@ -233,15 +260,15 @@ struct Slope {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
-          const A q = power2(x * k - of.log_z_student);
-          to_student[i] = q == A(0) ? A(0) : c * q * ((x - y) * per_t + log_ratio - of.kl_student);
+          const A q = power2(k(x, -of.log_z_student));
+          to_student[i] = q == A(0) ? A(0) : c_first * q * (x - y - of.mean_student);
         }
       } else if (both) {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
-          const A p = power2(y * k - of.log_z_teacher);
-          to_teacher[i] = p == A(0) ? A(0) : c * p * ((y - x) * per_t - log_ratio - of.kl_teacher);
+          const A p = power2(k(y, -of.log_z_teacher));
+          to_teacher[i] = p == A(0) ? A(0) : c_first * p * (y - x - of.mean_teacher);
         }
       }
     }

@@ -130,11 +130,11 @@ struct Larger {
   __device__ A operator()(A a, A b) const { return larger(a, b); }
 };
 
-// The row's numbers, by its lanes together. The divergence is a sum of p (log p - log q): all is at hand.
+// The row's numbers, by its lanes together.
 template <class A>
 __device__ __forceinline__ Numbers<A> measure(
     const Problem<A>& p, const RowInfo<A>& row, int lanes, const A* student, const A* teacher) {
-  const A k = A(kLog2e) / row.temperature;
+  const Scale<A> k(row.temperature);
   Numbers<A> of{std::numeric_limits<A>::lowest(), std::numeric_limits<A>::lowest(), 0, 0, 0, 0, 0};
 #pragma unroll
   for (int i = 0; i < kHeld<A>; ++i) {
@@ -143,13 +143,23 @@ __device__ __forceinline__ Numbers<A> measure(
   }
   of.max_student = merge_lanes(of.max_student, lanes, Larger<A>());
   of.max_teacher = merge_lanes(of.max_teacher, lanes, Larger<A>());
+  A z_student = 0, z_teacher = 0, bracket = 0;
 #pragma unroll
   for (int i = 0; i < kHeld<A>; ++i) {
-    of.log_z_student += power2((student[i] - of.max_student) * k);
-    of.log_z_teacher += power2((teacher[i] - of.max_teacher) * k);
+    const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
+    const A e_x = power2(k(x)), e_y = power2(k(y));
+    z_student += e_x;
+    z_teacher += e_y;
+    if (p.direction == Direction::forward) {
+      bracket += e_y == A(0) ? A(0) : e_y * (y - x);
+    } else {
+      bracket += e_x == A(0) ? A(0) : e_x * (x - y);
+    }
   }
-  of.log_z_student = logarithm2(merge_lanes(of.log_z_student, lanes, Add<A>()));
-  of.log_z_teacher = logarithm2(merge_lanes(of.log_z_teacher, lanes, Add<A>()));
+  z_student = merge_lanes(z_student, lanes, Add<A>());
+  z_teacher = merge_lanes(z_teacher, lanes, Add<A>());
+  of.log_z_student = logarithm2(z_student);
+  of.log_z_teacher = logarithm2(z_teacher);
   if (p.ce_weight != A(0)) {
 #pragma unroll
     for (int i = 0; i < kHeld<A>; ++i) {
@@ -157,23 +167,24 @@ __device__ __forceinline__ Numbers<A> measure(
     }
     of.log_z_raw = logarithm2(merge_lanes(of.log_z_raw, lanes, Add<A>()));
   }
-  const Slope<A> slope = row.slope(p, p.direction, of, A(1));
-  Pair<A> sums{0, 0};
+  if (p.direction == Direction::js) {
+    const Slope<A> slope = row.slope(p, p.direction, of, A(1));
+    Pair<A> sums{0, 0};
 #pragma unroll
-  for (int i = 0; i < kHeld<A>; ++i) {
-    if (p.direction == Direction::js) {
+    for (int i = 0; i < kHeld<A>; ++i) {
       slope.add_divergences(student[i], teacher[i], sums);
-    } else {
-      sums.student += slope.divergence_term(student[i], teacher[i]);
     }
+    of.mean_student = merge_lanes(sums.student, lanes, Add<A>());
+    of.mean_teacher = merge_lanes(sums.teacher, lanes, Add<A>());
+  } else {
+    of.mean_student = of.mean_teacher =
+        merge_lanes(bracket, lanes, Add<A>()) / (p.direction == Direction::forward ? z_teacher : z_student);
   }
-  of.kl_student = merge_lanes(sums.student, lanes, Add<A>());
-  of.kl_teacher = p.direction == Direction::js ? merge_lanes(sums.teacher, lanes, Add<A>()) : of.kl_student;
   return of;
 }
 
 template <class A>
-__global__ void __launch_bounds__(kNarrowThreads)
+__global__ void __launch_bounds__(kNarrowThreads, 1)
     narrow_forward(const __grid_constant__ Problem<A> p, const __grid_constant__ ForwardTargets<A> to) {
   __shared__ uint4 student_tile[kTileVectors<A>], teacher_tile[kTileVectors<A>];
   char* const student_rows = reinterpret_cast<char*>(student_tile);
@@ -232,7 +243,7 @@ __global__ void __launch_bounds__(kNarrowThreads)
 }
 
 template <class A>
-__global__ void __launch_bounds__(kNarrowThreads)
+__global__ void __launch_bounds__(kNarrowThreads, 1)
     narrow_backward(const __grid_constant__ Problem<A> p, const __grid_constant__ BackwardTargets<A> to) {
   __shared__ uint4 student_tile[kTileVectors<A>], teacher_tile[kTileVectors<A>];
   char* const student_rows = reinterpret_cast<char*>(student_tile);

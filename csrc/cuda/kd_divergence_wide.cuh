@@ -97,7 +97,7 @@ __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo
   const Row first = student_is_x ? student : teacher, second = student_is_x ? teacher : student;
   const Raw raw = p.ce_weight == A(0) ? Raw::none : student_is_x ? Raw::x : Raw::y;
   const Walk<A> walk(student.data, student.type, p.classes, threadIdx.x, blockDim.x);
-  const A k = A(kLog2e) / row.temperature;
+  const Scale<A> k(row.temperature);
 
   Sums<A> sums = no_sums<A>();
   walk.singles([&](int column) {
@@ -110,7 +110,7 @@ __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo
     });
   });
   sums = merge_warps(sums, no_sums<A>(), shared_sums, warp, warps, MergeSums<A>{k, raw});
-  Numbers<A> numbers = numbers_of(sums, row.temperature, student_is_x);
+  Numbers<A> numbers = numbers_of(sums, student_is_x);
 
   if (direction == Direction::js) {
     const Slope<A> slope = row.slope(p, direction, numbers, A(1));
@@ -130,8 +130,8 @@ __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo
           element<A>(student.at(column), student.type), element<A>(teacher.at(column), teacher.type), pair);
     });
     pair = merge_warps(pair, Pair<A>{0, 0}, shared_pairs, warp, warps, AddPairs<A>());
-    numbers.kl_student = pair.student;
-    numbers.kl_teacher = pair.teacher;
+    numbers.mean_student = pair.student;
+    numbers.mean_teacher = pair.teacher;
   }
   return numbers;
 }

@@ -62,12 +62,12 @@ def _speakers(path: Path, speakers: NDArray[Any] | None, length: int) -> NDArray
 
 def _read_json(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not valid JSON") from None
     if not isinstance(values, dict):
         raise UserError(f'{path}: expected an object such as {{"text": [[…], …], "speakers": […]}}')
@@ -90,7 +90,10 @@ def _rows(path: Path, modality: str, rows: Any) -> NDArray[np.float32]:
     if len(widths) > 1:
         raise UserError(f"{path}: {modality}: rows of different lengths: {', '.join(map(str, sorted(widths)))}")
     width = widths.pop() if widths else 1
+    numbers = (value for row in rows if row is not None for value in row)
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
+        raise UserError(f"{path}: {modality}: expected numbers")
     try:
         return np.array([[np.nan] * width if row is None else row for row in rows], np.float32).reshape(-1, width)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: {modality}: expected numbers") from None

@@ -311,9 +311,21 @@ def test_autocast_leaves_the_loss_in_float32():
     assert torch.equal(loss, kd_divergence(student, teacher, backend="cpu"))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on the first jvp
+def test_forward_mode_and_function_transforms_run_on_the_reference():
+    student, teacher, direction = (torch.randn(4, 70) for _ in range(3))
+    truth = torch.autograd.functional.jvp(lambda s: reference.kd_divergence(s, teacher), student, direction)[1]
+    tangent = torch.func.jvp(lambda s: kd_divergence(s, teacher), (student,), (direction,))[1]
+    torch.testing.assert_close(tangent, truth)
+    gradient = torch.func.grad(lambda s: kd_divergence(s, teacher))(student)
+    torch.testing.assert_close((gradient * direction).sum(), truth)
+    with pytest.raises(ValueError, match="does not run under torch"):
+        torch.func.jvp(lambda s: kd_divergence(s, teacher, backend="cpu"), (student,), (direction,))
+
+
 def test_vmap_gives_each_its_own():
     students, teachers = torch.randn(3, 4, 70), torch.randn(3, 4, 70)
-    mapped = torch.func.vmap(lambda s, t: kd_divergence(s, t, backend="reference"))(students, teachers)
+    mapped = torch.func.vmap(lambda s, t: kd_divergence(s, t))(students, teachers)
     each = torch.stack([kd_divergence(s, t) for s, t in zip(students, teachers, strict=True)])
     torch.testing.assert_close(mapped, each)
 

@@ -207,9 +207,8 @@ def agree(kernels, case: grid.Case, rows: int) -> None:
 
 def test_the_sample_holds_every_pair_with_a_direction_or_a_width():
     def pairs(cases):
-        return {
-            (name, case[name], other, str(case[other])) for case in cases for name in ("direction",) for other in case
-        } | {(case["classes"], case["dtypes"][0]) for case in cases}
+        directions = {(case["direction"], name, str(case[name])) for case in cases for name in case}
+        return directions | {(case["classes"], case["dtypes"][0]) for case in cases}
 
     assert pairs(grid.sample(OPTIONS, valid, 20_000)) == pairs(CASES)
 
@@ -383,7 +382,7 @@ class TestCompiles:
         chosen = {}
         for configuration in kd_divergence_configurations():
             constants, signature = configuration.constants, configuration.signature
-            if constants.get("DIRECTION", 2) == 2 and "stride_sn" not in constants and constants.get("CE", True):
+            if constants.get("DIRECTION", 2) == 2 and constants.get("CE", True):
                 key = (configuration.kernel.__name__, *signature.values())
                 if architecture == 90:
                     chosen.setdefault((*key, "smallest"), configuration)
@@ -401,8 +400,8 @@ class TestCompiles:
             compiles(configuration, architecture, tmp_path)
 
 
-def compiles(configuration, architecture: int, folder) -> str:
-    """It does, with nothing spilled, in the shared memory there is. Returns what it takes."""
+def compiles(configuration, architecture: int, folder) -> None:
+    """It does, with nothing spilled, in the shared memory there is."""
     source = triton.compiler.ASTSource(
         configuration.kernel, configuration.signature, configuration.constants, configuration.attributes
     )
@@ -414,4 +413,3 @@ def compiles(configuration, architecture: int, folder) -> str:
     tool = triton.knobs.nvidia.cuobjdump.path
     usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     assert re.search(r"STACK:0 .*LOCAL:0 ", usage), (configuration, usage)
-    return f"{usage} {compiled.metadata.shared}"

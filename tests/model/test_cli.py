@@ -138,8 +138,25 @@ def test_predict(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for mine, row in zip(json.loads(Path("said.json").read_text()), rows, strict=True):
         assert mine["probabilities"] == pytest.approx({name: float(row[name]) for name in LABEL_NAMES}, abs=2e-6)
     assert Path("said.png").exists()
-    assert main(["predict", str(finished), "talk.json", "--out", "said.csv"]) == 0
-    assert next(csv.DictReader(Path("said.csv").read_text().splitlines()))["emotion"] == rows[0]["emotion"]
+    assert main(["predict", str(finished), "talk.json", "--out", "again.csv"]) == 0
+    assert next(csv.DictReader(Path("again.csv").read_text().splitlines()))["emotion"] == rows[0]["emotion"]
+
+
+def test_predict_overwrites_nothing(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    conversation(tmp_path / "talk")
+    before = (tmp_path / "talk.json").read_bytes()
+    (tmp_path / "photo.png").write_text("mine")
+    for out in ("talk.json", "photo.csv"):
+        line = failure(["predict", str(finished), str(tmp_path / "talk.json"), "--out", str(tmp_path / out)], capsys)
+        assert "exists; move it away" in line
+    assert (tmp_path / "talk.json").read_bytes() == before
+    assert (tmp_path / "photo.png").read_text() == "mine"
+
+
+def test_names_with_a_dollar_sign_are_drawn(finished: Path, tmp_path: Path) -> None:
+    talk = tmp_path / "$\\frac$.npz"
+    np.savez(talk, text=np.zeros((3, 8)))
+    assert main(["predict", str(finished), str(talk), "--out", str(tmp_path / "said.csv")]) == 0
 
 
 @pytest.mark.parametrize("length", [1, 2000])
