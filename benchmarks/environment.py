@@ -24,7 +24,8 @@ def environment() -> dict[str, Any]:
 
     changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -86,7 +86,8 @@ def measure(rows: int, classes: int) -> dict[str, Any]:
     for name, values in times.items():
         wrong = errors[name] > LARGEST_ERROR
         row["providers"][name] = {"error": errors[name]} if wrong else {**values, "error": errors[name]}
-        row["providers"][name]["share_of_floor"] = floor["median"] / values["median"]
+        if not wrong:
+            row["providers"][name]["share_of_floor"] = floor["median"] / values["median"]
         row["providers"][name]["peak_extra_bytes"] = _peak_in_a_fresh_process(name, rows, classes)
     return row
 

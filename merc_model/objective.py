@@ -90,7 +90,8 @@ class Objective(nn.Module):
         """TelME's: KL between the softmaxed rows of T·Tᵀ and T·Sᵀ, T and S a batch's unit hidden states."""
         student, teacher = F.normalize(student.float(), dim=-1), F.normalize(teacher.float(), dim=-1)
         temperature = self.config.feature_kd_temperature
-        return kd_divergence(teacher @ student.T, teacher @ teacher.T, temperature=temperature, scale_by_t2=False)
+        with torch.autocast(student.device.type, enabled=False):
+            return kd_divergence(teacher @ student.T, teacher @ teacher.T, temperature=temperature, scale_by_t2=False)
 
     def _total(self, terms: dict[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
         total = torch.stack([weight * term for weight, term in terms.values()]).sum()

@@ -131,7 +131,9 @@ Sums<A> sweep(
     const A max_y = top_y > sums.max_y ? top_y : sums.max_y;
     const A shift_x = sums.max_x - max_x, shift_y = sums.max_y - max_y;
     const A shrink_x = fast_exp(shift_x), shrink_y = fast_exp(shift_y);
-    if (sums.z_x > A(0)) {
+    if (shrink_x == A(0)) {
+      sums.bracket = 0;  // also where it is infinite
+    } else if (sums.z_x > A(0)) {
       sums.bracket = shrink_x * (sums.bracket + sums.z_x * (shift_x - shift_y));
     }
     if (raw_scale != A(0)) {

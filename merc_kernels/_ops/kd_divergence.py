@@ -88,7 +88,7 @@ def _gradients(operator: _Operator, ctx: Any, grad: Tensor | None) -> tuple[Tens
         return None, None
     if ctx.save == _GRADIENT:
         saved, student = ctx.saved_tensors
-        if ctx.traced or grad.item() != 1:
+        if ctx.traced or not _checks.eager(grad) or grad.item() != 1:
             saved = (saved * grad).to(saved.dtype)
         return differentiable_once(saved, student) if torch.is_grad_enabled() else saved, None
     if ctx.save == _NOTHING:
@@ -214,10 +214,13 @@ def kd_divergence(
         row_weights = None if row_weights is None else row_weights.detach().to(dtype)
     eager = _checks.eager(student_logits, teacher)
     save = _NUMBERS
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or (
+        eager and backend == "cpu" and not teacher.requires_grad and not student_logits.requires_grad
+    ):
         save = _NOTHING
     elif eager and backend == "cpu" and reduction != "none" and not teacher.requires_grad:
-        save = _GRADIENT if student_logits.requires_grad else _NOTHING
+        # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
+        save = _NUMBERS if student_logits.dtype == torch.float16 else _GRADIENT
     others = (
         row_temperature,
         labels,

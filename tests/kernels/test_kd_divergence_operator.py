@@ -175,6 +175,23 @@ def test_ignored_rows_may_hold_nan(width):
         assert (gradient[[1, 3]] == 0).all()
 
 
+def test_loss_scaling_lifts_float16_gradients():
+    student, teacher = logits(64, 8000, dtype=torch.float16), logits(64, 8000, dtype=torch.float16)
+    exact = student.detach().double().requires_grad_()
+    truth = torch.autograd.grad(reference.kd_divergence(exact, teacher.double()), exact)[0] * 65536
+    ours = torch.autograd.grad(kd_divergence(student, teacher, backend="cpu") * 65536, student)[0]
+    assert (ours.double() - truth).norm() / truth.norm() < 1e-3
+
+
+def test_a_later_maximum_outweighs_an_infinite_block():
+    student, teacher = torch.zeros(2, 3000), torch.zeros(2, 3000)
+    student[:, :1024], teacher[:, :1024] = -torch.inf, -300.0
+    student.requires_grad_()
+    loss = kd_divergence(student, teacher, temperature=1.0, backend="cpu")
+    assert abs(loss.item()) < 1e-6
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
 def test_everything_ignored_and_nothing_there():
     for shape in ((4, 6), (4, 200), (0, 6), (2, 0, 200), (0, 3, 6)):
         student = logits(*shape)
