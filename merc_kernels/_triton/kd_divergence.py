@@ -359,8 +359,10 @@ def blocks(classes: int, accumulate: torch.dtype, backward: bool) -> Blocks:
     if not backward:
         widest *= 2  # one reduction a tile: the wider, the fewer
     block = min(max(8, triton.next_power_of_2(classes)), widest)
-    rows = max(1, (512 if double else 1024) // block)  # narrow rows share a program, or its threads would idle
-    return Blocks(rows, block, 4 if block <= 1024 else 8)  # 4 to 16 elements of each of the two logits a thread
+    # Narrow rows share a program, or its threads would idle. Where rows are not aligned, each of a thread's elements
+    # is in a row of its own, whose numbers it holds: few a thread.
+    rows = max(1, (256 if double else 512) // block)
+    return Blocks(rows, block, 4 if block <= 1024 else 8)
 
 
 def _bits(value: float) -> int:
