@@ -131,16 +131,23 @@ MERC_BOTH void absorb(Sums<A>& sums, const A* x, const A* y, const Scale<A>& k, 
   }
 }
 
+// Threads agree on the maxima first, rescale once, and then add.
 template <class A>
-struct MergeSums {
-  Scale<A> k;
-  Raw raw;
+struct Maxima {
+  A x, y;
+};
 
-  MERC_BOTH Sums<A> operator()(Sums<A> a, Sums<A> b) const {
-    const A max_x = larger(a.max_x, b.max_x), max_y = larger(a.max_y, b.max_y);
-    rescale(a, max_x, max_y, k, raw);
-    rescale(b, max_x, max_y, k, raw);
-    return {max_x, max_y, a.z_x + b.z_x, a.z_y + b.z_y, a.bracket + b.bracket, a.z_raw + b.z_raw};
+template <class A>
+struct LargerMaxima {
+  MERC_BOTH Maxima<A> operator()(const Maxima<A>& a, const Maxima<A>& b) const {
+    return {larger(a.x, b.x), larger(a.y, b.y)};
+  }
+};
+
+template <class A>
+struct AddSums {
+  MERC_BOTH Sums<A> operator()(const Sums<A>& a, const Sums<A>& b) const {
+    return {a.max_x, a.max_y, a.z_x + b.z_x, a.z_y + b.z_y, a.bracket + b.bracket, a.z_raw + b.z_raw};
   }
 };
 

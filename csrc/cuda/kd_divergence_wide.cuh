@@ -89,6 +89,7 @@ __device__ __forceinline__ void keep_or_zero(bool keep, A (&values)[n]) {
 
 template <Direction direction, class A>
 __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo<A>& row) {
+  __shared__ Maxima<A> shared_maxima[kWarp];
   __shared__ Sums<A> shared_sums[kWarp];
   __shared__ Pair<A> shared_pairs[kWarp];
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -109,7 +110,12 @@ __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo
       absorb<kUnit<A>>(sums, x, y, k, raw);
     });
   });
-  sums = merge_warps(sums, no_sums<A>(), shared_sums, warp, warps, MergeSums<A>{k, raw});
+  const Sums<A> none = no_sums<A>();
+  const Maxima<A> most = merge_warps(
+      Maxima<A>{sums.max_x, sums.max_y}, Maxima<A>{none.max_x, none.max_y}, shared_maxima, warp, warps,
+      LargerMaxima<A>());
+  rescale(sums, most.x, most.y, k, raw);
+  sums = merge_warps(sums, Sums<A>{most.x, most.y, 0, 0, 0, 0}, shared_sums, warp, warps, AddSums<A>());
   Numbers<A> numbers = numbers_of(sums, student_is_x);
 
   if (direction == Direction::js) {
