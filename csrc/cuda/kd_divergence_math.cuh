@@ -182,16 +182,16 @@ MERC_BOTH void against_mixture(A delta, A w_x, A w_y, A& x_over_m, A& y_over_m) 
   y_over_m = A(kLn2) * (delta > A(0) ? over : over + delta);
 }
 
-// The two divergences of the js form.
+// The two divergences of the js form, each with the sum of its weights: over them, as that is 1 only up to rounding.
 template <class A>
 struct Pair {
-  A student, teacher;
+  A student, teacher, q, p;
 };
 
 template <class A>
 struct AddPairs {
   MERC_BOTH Pair<A> operator()(const Pair<A>& a, const Pair<A>& b) const {
-    return {a.student + b.student, a.teacher + b.teacher};
+    return {a.student + b.student, a.teacher + b.teacher, a.q + b.q, a.p + b.p};
   }
 };
 
@@ -225,6 +225,8 @@ struct Slope {
     against_mixture(k(y - x, of.log_z_student - of.log_z_teacher), A(1) - beta, beta, q_over_m, p_over_m);
     to.student += q == A(0) ? A(0) : q * q_over_m;
     to.teacher += p == A(0) ? A(0) : p * p_over_m;
+    to.q += q;
+    to.p += p;
   }
 
   // The row's divergence, without T^2.

@@ -169,13 +169,14 @@ __device__ __forceinline__ Numbers<A> measure(
   }
   if (p.direction == Direction::js) {
     const Slope<A> slope = row.slope(p, p.direction, of, A(1));
-    Pair<A> sums{0, 0};
+    Pair<A> sums{0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < kHeld<A>; ++i) {
       slope.add_divergences(student[i], teacher[i], sums);
     }
-    of.mean_student = merge_lanes(sums.student, lanes, Add<A>());
-    of.mean_teacher = merge_lanes(sums.teacher, lanes, Add<A>());
+    sums = merge_lanes(sums, lanes, AddPairs<A>());
+    of.mean_student = sums.student / sums.q;
+    of.mean_teacher = sums.teacher / sums.p;
   } else {
     of.mean_student = of.mean_teacher =
         merge_lanes(bracket, lanes, Add<A>()) / (p.direction == Direction::forward ? z_teacher : z_student);

@@ -120,10 +120,10 @@ __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo
 
   if (direction == Direction::js) {
     const Slope<A> slope = row.slope(p, direction, numbers, A(1));
-    Pair<A> pair{0, 0};
+    Pair<A> pair{0, 0, 0, 0};
     walk.units(true, [&](int unit, int other) {
       with_values(student, teacher, walk.span, unit, other, [&](int, const A* x, const A* y) {
-        Pair<A> few{0, 0};
+        Pair<A> few{0, 0, 0, 0};
 #pragma unroll
         for (int i = 0; i < kUnit<A>; ++i) {
           slope.add_divergences(x[i], y[i], few);
@@ -135,9 +135,9 @@ __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo
       slope.add_divergences(
           element<A>(student.at(column), student.type), element<A>(teacher.at(column), teacher.type), pair);
     });
-    pair = merge_warps(pair, Pair<A>{0, 0}, shared_pairs, warp, warps, AddPairs<A>());
-    numbers.mean_student = pair.student;
-    numbers.mean_teacher = pair.teacher;
+    pair = merge_warps(pair, Pair<A>{0, 0, 0, 0}, shared_pairs, warp, warps, AddPairs<A>());
+    numbers.mean_student = pair.student / pair.q;
+    numbers.mean_teacher = pair.teacher / pair.p;
   }
   return numbers;
 }

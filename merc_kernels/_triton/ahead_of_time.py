@@ -35,14 +35,15 @@ def kd_divergence_configurations() -> Iterator[Configuration]:
         blocks = kd_divergence.blocks(width, accumulate, kernel is kd_divergence.backward_kernel)
         if blocks.classes != width:
             continue
-        for whole, aligned in itertools.product((True, False), (True, False)):
+        widest = kd_divergence.blocks(2 * width, accumulate, kernel is kd_divergence.backward_kernel) == blocks
+        for tiles, whole, aligned in itertools.product((1, 3) if widest else (1,), (True, False), (True, False)):
             constants: dict[str, Any] = {
                 "DIRECTION": direction,
                 "CE": whole,
                 "SCALE_BY_T2": True,
                 "PARTIAL": True,
                 "REPEATS": 4 if whole else 1,
-                "TILES": 3 if blocks.rows == 1 else 1,
+                "TILES": tiles,
                 "BLOCK_N": blocks.rows,
                 "BLOCK_C": blocks.classes,
             }

@@ -361,7 +361,7 @@ def blocks(classes: int, accumulate: torch.dtype, backward: bool) -> Blocks:
     block = min(max(8, triton.next_power_of_2(classes)), widest)
     # Narrow rows share a program, or its threads would idle. Where rows are not aligned, each of a thread's elements
     # is in a row of its own, whose numbers it holds: few a thread.
-    rows = max(1, (256 if double else 512) // block)
+    rows = (256 if double else 512) // block if block < 256 else 1
     return Blocks(rows, block, 4 if block <= 1024 else 8)
 
 
