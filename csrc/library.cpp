@@ -16,8 +16,8 @@ STABLE_TORCH_LIBRARY(merc, m) {
       "-> (Tensor student_grad, Tensor teacher_grad)");
 
   // focal: 0 similarity, 1 probability. reduction: 0 none, 1 sum, 2 mean, 3 batchmean; divisor is what it divided by.
-  // Per group the rows stand as embeddings, prototypes, refs: z are the unit rows, norms their lengths, stats L, G and a
-  // (see csrc/cpu/focal_contrastive.cpp), index what else a backend keeps of a row for its backward pass.
+  // Per group the rows stand as embeddings, prototypes, refs: z are the unit rows, norms their lengths, stats (G, T, 4)
+  // m, G, a and L - m (see cpu/focal_contrastive.cpp), index what else a backend keeps of a row for its backward pass.
   m.def(
       "focal_contrastive(Tensor embeddings, Tensor labels, Tensor? prototypes, Tensor? refs, Tensor? ref_labels, "
       "Tensor? class_weights, Tensor? temperature_tensor, float temperature, float gamma, int focal, "

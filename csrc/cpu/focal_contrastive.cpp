@@ -38,7 +38,7 @@ namespace {
 
 enum class Reduction : int64_t { none = 0, sum = 1, mean = 2, batchmean = 3 };
 
-constexpr int64_t kNumbers = 3;  // saved of a row: L', G, a
+constexpr int64_t kNumbers = 4;  // saved of a row: m, G, a, log E; L' = m + log E
 
 // A tile of cosines: `rows` by `columns` of all rows, `stride` apart in memory.
 struct View {
@@ -65,10 +65,18 @@ struct Sums {
   A *most, *e, *v, *h;
 };
 
-// Of each row or column of a tile: a, L', and a G (times e^(-L') in a bounded tile).
+// Of each row or column of a tile: the parts of L'.
+template <class A>
+struct Logarithms {
+  const A *most = nullptr, *log_e = nullptr;
+};
+
+// Of each row or column of a tile: a, L', and a G (over E in a bounded tile).
 template <class A>
 struct Weights {
-  const A *a, *l, *u;
+  const A* a;
+  Logarithms<A> l;
+  const A* u;
 };
 
 }  // namespace
@@ -309,9 +317,10 @@ void add_sums(const Range& range, const Sums<A>& sums, bool bounded, bool second
 // The sums of all rows; `second`: those of the probability form, from L'.
 template <class A>
 void sum_tiles(
-    const Rows<A>& z, const Layout& layout, const Options<A>& o, const std::vector<A>* l, std::vector<Row>& rows) {
+    const Rows<A>& z, const Layout& layout, const Options<A>& o, const Logarithms<A>& l, std::vector<Row>& rows) {
   const Kernels<A> kernel = kernels<A>();
-  const bool second = l != nullptr;
+  const bool second = l.log_e != nullptr;
+  const auto from = [&](int64_t row) { return second ? Logarithms<A>{l.most + row, l.log_e + row} : l; };
   const Tensor scratch = z.scratch(8);
   const auto sums = [&](int64_t worker, int part) {
     A* rows_of_sums = z.scratch_of(scratch, worker) + (z.stride() + 4 * part) * z.stride();
@@ -331,8 +340,7 @@ void sum_tiles(
           std::fill_n(sums(worker, 0).v, 2 * z.stride(), A(0));
         }
         kernel.sum_tile(
-            view, o, cosines, second ? l->data() + view.rows.begin : nullptr,
-            second ? l->data() + view.columns.begin : nullptr, sums(worker, 0), sums(worker, 1));
+            view, o, cosines, from(view.rows.begin), from(view.columns.begin), sums(worker, 0), sums(worker, 1));
       },
       [&](const Tile& tile, int64_t worker) {
         if (skip(tile)) {
@@ -428,13 +436,14 @@ Forward forward(
   const Rows<A> unit(arguments, layout, static_cast<const A*>(z.const_data_ptr()));
   const Options<A> options = arguments.options<A>();
   std::vector<Row> sums(sizes.groups * rows);
-  sum_tiles<A>(unit, layout, options, nullptr, sums);
-  std::vector<A> l(sums.size());
+  sum_tiles<A>(unit, layout, options, {}, sums);
+  std::vector<A> most(sums.size()), log_e(sums.size());
   for (size_t row = 0; row < sums.size(); ++row) {
-    l[row] = static_cast<A>(std::log(sums[row].e) + (options.bounded ? 0 : sums[row].most));
+    most[row] = static_cast<A>(options.bounded ? 0 : sums[row].most);
+    log_e[row] = static_cast<A>(std::log(sums[row].e));
   }
   if (options.focal == Focal::probability) {
-    sum_tiles<A>(unit, layout, options, &l, sums);
+    sum_tiles<A>(unit, layout, options, {most.data(), log_e.data()}, sums);
   }
 
   const bool none = reduction == Reduction::none;
@@ -448,7 +457,7 @@ Forward forward(
   auto* numbers = static_cast<A*>(stats.mutable_data_ptr());
   for (int64_t row = 0; row < sizes.groups * rows; ++row) {  // of no anchor
     numbers[row * kNumbers] = std::numeric_limits<A>::infinity();
-    numbers[row * kNumbers + 1] = numbers[row * kNumbers + 2] = 0;
+    std::fill_n(numbers + row * kNumbers + 1, kNumbers - 1, A(0));
   }
   const auto* weights = class_weights ? static_cast<const A*>(class_weights->const_data_ptr()) : nullptr;
   double total = 0;
@@ -466,10 +475,10 @@ Forward forward(
         a *= weights[label_of[group * rows + Layout::source(order[row])]];
       }
       const Row& sum = sums[row];
-      const double value = options.focal == Focal::similarity ? l[row] * sum.h - sum.v : -sum.v;
-      numbers[row * kNumbers] = l[row];
-      numbers[row * kNumbers + 1] = static_cast<A>(sum.h);
-      numbers[row * kNumbers + 2] = static_cast<A>(a);
+      const double l = double{most[row]} + log_e[row];
+      const double value = options.focal == Focal::similarity ? l * sum.h - sum.v : -sum.v;
+      const A saved[] = {most[row], static_cast<A>(sum.h), static_cast<A>(a), log_e[row]};
+      std::copy_n(saved, kNumbers, numbers + row * kNumbers);
       total += a * value;
       if (none) {
         losses[group * sizes.embeddings + Layout::source(order[row])] = static_cast<A>(a * value);
@@ -489,9 +498,12 @@ Forward forward(
 // What the backward pass makes of the saved numbers.
 template <class A>
 struct Saved {
-  std::vector<A> a, l, u;
+  std::vector<A> a, most, log_e, u;
 
-  Weights<A> at(int64_t row) const { return {a.data() + row, l.data() + row, u.data() + row}; }
+  explicit Saved(int64_t rows) : a(rows), most(rows), log_e(rows), u(rows) {}
+  Weights<A> at(int64_t row) const {
+    return {a.data() + row, {most.data() + row, log_e.data() + row}, u.data() + row};
+  }
 };
 
 template <class A>
@@ -502,18 +514,19 @@ Saved<A> weigh(
   const int64_t rows = sizes.rows(), all = sizes.groups * rows;
   const auto* grads = static_cast<const A*>(grad.const_data_ptr());
   const double by = *static_cast<const A*>(divisor.const_data_ptr());
-  Saved<A> saved{std::vector<A>(all), std::vector<A>(all), std::vector<A>(all)};
+  Saved<A> saved(all);
   bool finite = true;
   for (int64_t row = 0; row < all; ++row) {
-    const A *number = numbers + row * kNumbers, l = number[0], a = number[2];
-    saved.l[row] = l;
-    if (order[row] < 0 || l == std::numeric_limits<A>::infinity()) {
+    const A* number = numbers + row * kNumbers;
+    saved.most[row] = number[0];
+    saved.log_e[row] = number[3];
+    if (order[row] < 0 || number[0] == std::numeric_limits<A>::infinity()) {
       continue;
     }
     const int64_t at = grad.dim() == 0 ? 0 : row / rows * sizes.embeddings + Layout::source(order[row]);
-    const double weight = a * (grads[at] / by);
+    const double weight = number[2] * (grads[at] / by);
     saved.a[row] = static_cast<A>(weight);
-    saved.u[row] = static_cast<A>(weight * number[1] * (options.bounded ? std::exp(-double{l}) : 1));
+    saved.u[row] = static_cast<A>(weight * number[1] * (options.bounded ? std::exp(-double{number[3]}) : 1));
     finite = finite && std::isfinite(saved.u[row]);
   }
   if (options.bounded && !finite) {  // a large weight of a row that is far from all others

@@ -2,11 +2,11 @@
 //
 // Row i of a tile is an anchor, column j a candidate; in a mutual tile j is an anchor and i its candidate as well. With
 // s' = (cosine - centre) / tau and L' = L - centre / tau, where centre = 1 for unit rows, so that nothing overflows:
-//   sums      E_i = sum_j e^(s'_ij);  over positives H_i = sum h, V_i = sum h s'  (similarity)
+//   sums      E_i = sum_j e^(s'_ij - m_i), L'_i = m_i + log E_i;  over positives H_i = sum h, V_i = sum h s'  (similarity)
 //             or, in a pass of its own once L' is known, V_i = sum h l, H_i = sum dg/dL, l = s' - L'_i  (probability)
 //   gradient  M_ij = W_ij + W_ji,  W_ij = a_i ([j positive] dg/ds(s_ij, L_i) + p_ij G_i),  p_ij = e^(s'_ij - L'_i)
-// In a bounded tile one exponential serves both directions: p_ij a_i G_i = e^(s'_ij) u_i, u_i = a_i G_i e^(-L'_i). Else
-// sums are taken from the maximum of the tile's row or column on.
+// In a bounded tile m = 0, and one exponential serves both directions: p_ij a_i G_i = e^(s'_ij) u_i, u_i = a_i G_i / E_i.
+// Else m is the maximum: l = s - L = (s' - m) - log E then loses nothing where a positive holds nearly all of E.
 
 template <class A>
 struct Math {
@@ -173,10 +173,12 @@ void similarity_positives(const View& view, const Options<A>& o, const A* tile, 
 // V and H of the probability form.
 template <class A>
 void probability_positives(
-    const View& view, const Options<A>& o, const A* tile, const A* row_l, const A* column_l, Sums<A> rows,
-    Sums<A> columns) {
+    const View& view, const Options<A>& o, const A* tile, const Logarithms<A>& row_l, const Logarithms<A>& column_l,
+    Sums<A> rows, Sums<A> columns) {
   const A inverse = 1 / o.temperature, centre = o.centre;
   const bool detached = o.detached;
+  const A* __restrict column_most = column_l.most;
+  const A* __restrict column_log = column_l.log_e;
   with_power(o.power, [&](auto power) {
     for (int64_t i = 0; i < view.rows.size(); ++i) {
       const A* __restrict x = tile + i * view.stride;
@@ -187,7 +189,7 @@ void probability_positives(
         A run_v = 0, run_h = 0;
 #pragma omp simd reduction(+ : run_v, run_h)
         for (int64_t j = begin; j < end; ++j) {
-          const A l = (x[j] - centre) * inverse - row_l[i];
+          const A l = ((x[j] - centre) * inverse - row_l.most[i]) - row_l.log_e[i];
           const Factor<A> factor = probability_factor<Math<A>, power()>(l, o.gamma);
           run_v += factor.h * l;
           run_h -= slope_by_s(factor, l, detached);
@@ -197,7 +199,7 @@ void probability_positives(
         if (view.mutual) {
 #pragma omp simd
           for (int64_t j = begin; j < end; ++j) {
-            const A l = (x[j] - centre) * inverse - column_l[j];
+            const A l = ((x[j] - centre) * inverse - column_most[j]) - column_log[j];
             const Factor<A> factor = probability_factor<Math<A>, power()>(l, o.gamma);
             v_of_columns[j] += factor.h * l;
             h_of_columns[j] -= slope_by_s(factor, l, detached);
@@ -213,13 +215,13 @@ void probability_positives(
 // The sums of a tile, or the second ones of the probability form.
 template <class A>
 void sum_tile(
-    const View& view, const Options<A>& o, const A* tile, const A* row_l, const A* column_l, Sums<A> rows,
-    Sums<A> columns) {
+    const View& view, const Options<A>& o, const A* tile, const Logarithms<A>& row_l, const Logarithms<A>& column_l,
+    Sums<A> rows, Sums<A> columns) {
   const int64_t n = view.columns.size();
   clear(columns.e, n);
   clear(columns.v, n);
   clear(columns.h, n);
-  if (row_l) {
+  if (row_l.log_e) {
     return probability_positives(view, o, tile, row_l, column_l, rows, columns);
   }
   if (o.bounded) {
@@ -238,9 +240,10 @@ void spread(
     const View& view, const Options<A>& o, int64_t i, A* __restrict x, const Weights<A>& rows,
     const Weights<A>& columns) {
   const A inverse = 1 / o.temperature, centre = o.centre;
-  const A l = rows.l[i], u = rows.u[i];
+  const A most = rows.l.most[i], log_e = rows.l.log_e[i], u = rows.u[i];
   const int64_t n = view.columns.size();
-  const A* __restrict column_l = columns.l;
+  const A* __restrict column_most = columns.l.most;
+  const A* __restrict column_log = columns.l.log_e;
   const A* __restrict column_u = columns.u;
   if (o.bounded && view.both()) {
 #pragma omp simd
@@ -256,12 +259,12 @@ void spread(
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const A s = (x[j] - centre) * inverse;
-      x[j] = fast_exp(s - l) * u + fast_exp(s - column_l[j]) * column_u[j];
+      x[j] = fast_exp((s - most) - log_e) * u + fast_exp((s - column_most[j]) - column_log[j]) * column_u[j];
     }
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      x[j] = fast_exp((x[j] - centre) * inverse - l) * u;
+      x[j] = fast_exp(((x[j] - centre) * inverse - most) - log_e) * u;
     }
   }
 }
@@ -273,9 +276,10 @@ void attract(
     const Weights<A>& columns, bool detached, A* __restrict terms) {
   const A inverse = 1 / o.temperature, centre = o.centre;
   const bool both = view.both();
-  const A a = rows.a[i], l = rows.l[i];
+  const A a = rows.a[i], most = rows.l.most[i], log_e = rows.l.log_e[i];
   const A* __restrict column_a = columns.a;
-  const A* __restrict column_l = columns.l;
+  const A* __restrict column_most = columns.l.most;
+  const A* __restrict column_log = columns.l.log_e;
   each_positive_run(view, i, [&](int64_t begin, int64_t end) {
     if (o.focal == Focal::similarity && detached) {
 #pragma omp simd
@@ -288,19 +292,20 @@ void attract(
       for (int64_t j = begin; j < end; ++j) {
         const A s = (x[j] - centre) * inverse;
         const Factor<A> factor = similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma);
-        const A other = both ? column_a[j] * slope_by_s(factor, s - column_l[j], false) : A(0);
-        terms[j] = a * slope_by_s(factor, s - l, false) + other;
+        const A from_j = (s - column_most[j]) - column_log[j];
+        const A other = both ? column_a[j] * slope_by_s(factor, from_j, false) : A(0);
+        terms[j] = a * slope_by_s(factor, (s - most) - log_e, false) + other;
       }
     } else {
 #pragma omp simd
       for (int64_t j = begin; j < end; ++j) {
-        const A from_i = (x[j] - centre) * inverse - l;
+        const A from_i = ((x[j] - centre) * inverse - most) - log_e;
         terms[j] = a * slope_by_s(probability_factor<Math<A>, power>(from_i, o.gamma), from_i, detached);
       }
       if (both) {
 #pragma omp simd
         for (int64_t j = begin; j < end; ++j) {
-          const A from_j = (x[j] - centre) * inverse - column_l[j];
+          const A from_j = ((x[j] - centre) * inverse - column_most[j]) - column_log[j];
           terms[j] += column_a[j] * slope_by_s(probability_factor<Math<A>, power>(from_j, o.gamma), from_j, detached);
         }
       }

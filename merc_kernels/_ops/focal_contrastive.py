@@ -1,6 +1,6 @@
 """The operators ``merc::focal_contrastive`` (C++: cpu, cuda), ``..._triton`` and ``..._torch``, with autograd.
 
-All have the schema of csrc/library.cpp. The forward pass keeps the unit rows and three numbers of each, from which the
+All have the schema of csrc/library.cpp. The forward pass keeps the unit rows and four numbers of each, from which the
 backward pass recomputes the matrix tile by tile.
 """
 
@@ -67,7 +67,7 @@ def _fake(
         embeddings.new_empty((), dtype=dtype),
         embeddings.new_empty((*shape, embeddings.shape[-1]), dtype=embeddings.dtype if same and short_rows else dtype),
         embeddings.new_empty(shape, dtype=dtype),
-        embeddings.new_empty((*shape, 3), dtype=dtype),
+        embeddings.new_empty((*shape, 4), dtype=dtype),
         embeddings.new_empty(shape, dtype=torch.int64),
     )
 

@@ -4,7 +4,7 @@ r"""Focal contrastive loss in plain PyTorch, some rows of the N x N matrix at a 
     W_ij = a_i ([j in P(i)] dg/ds(s_ij, L_i) + exp(s_ij - L_i) G_i)      dZ = (W + W') Z / tau
 
 with the factor h and the derivatives of g = -h (s - L) as in csrc/focal.h. The two primitives keep rows and columns apart:
-`_row_stats` and `_gradient_rows`. The forward pass keeps L, G and a of each row; the backward pass recomputes the rest.
+`_row_stats` and `_gradient_rows`. The forward pass keeps L (in two parts), G and a of each row; the backward pass recomputes the rest.
 """
 
 from collections.abc import Iterator
@@ -44,11 +44,12 @@ class _Rows(NamedTuple):
 
 
 class _Stats(NamedTuple):
-    """Of each anchor: the logarithm L, G and the weight a; [G, R]."""
+    """Of each anchor: the maximum m of its s, G, the weight a and L - m; [G, R]."""
 
-    lse: Tensor
+    most: Tensor
     g: Tensor
     a: Tensor
+    log_sum: Tensor
 
 
 def _pairs(rows: _Rows, columns: _Rows) -> tuple[Tensor, Tensor]:
@@ -69,17 +70,19 @@ def _factor(cosine: Tensor, log_p: Tensor, options: _Options) -> tuple[Tensor, T
     return h, torch.where(inside, options.gamma * h / clamped * by_s, 0)
 
 
-def _row_stats(rows: _Rows, columns: _Rows, options: _Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per row: L; sum over positives of -h (s - L); G; the number of positives."""
+def _row_stats(rows: _Rows, columns: _Rows, options: _Options) -> tuple[Tensor, ...]:
+    """Per row: m; L - m; sum over positives of -h (s - L); G; the number of positives."""
     cosine = rows.z @ columns.z.mT  # [G, R, K]
     candidate, positive = _pairs(rows, columns)
     s = (cosine / options.temperature).masked_fill(~candidate, -torch.inf)
-    lse = s.logsumexp(-1)
-    log_p = torch.where(positive, s - lse[..., None], 0)
+    most = s.amax(-1) if s.shape[-1] else s.sum(-1)
+    s = s - most[..., None]
+    log_sum = s.exp().sum(-1).log()
+    log_p = torch.where(positive, s - log_sum[..., None], 0)
     h, slope = _factor(cosine, log_p, options)
     by_lse = h if options.detach_focal or options.focal == _SIMILARITY else h + slope * log_p
     value = -(h * log_p).sum(-1)
-    return lse, value, torch.where(positive, by_lse, 0).sum(-1), positive.sum(-1)
+    return most, log_sum, value, torch.where(positive, by_lse, 0).sum(-1), positive.sum(-1)
 
 
 def _weights(
@@ -87,8 +90,8 @@ def _weights(
 ) -> Tensor:
     """W, the rows as anchors; ``plain``: without the factor's derivative in the similarity form."""
     candidate, positive = _pairs(rows, columns)
-    lse, g, a = (x[..., None] for x in stats)
-    log_p = torch.where(candidate, cosine / options.temperature - lse, -torch.inf)
+    most, g, a, log_sum = (x[..., None] for x in stats)
+    log_p = torch.where(candidate, cosine / options.temperature - most - log_sum, -torch.inf)
     h, slope = _factor(cosine, log_p.masked_fill(~positive, 0), options)
     if not (options.detach_focal or (plain and options.focal == _SIMILARITY)):
         h = h + slope * log_p.masked_fill(~positive, 0)
@@ -164,12 +167,13 @@ def focal_contrastive(
         parts = [_row_stats(rows.part(*chunk), rows, options) for chunk in rows.chunks(x.shape[1])]
         if not parts:
             parts = [_row_stats(rows, rows, options)]
-        lse, value, g, count = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        most, log_sum, value, g, count = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         counts = count > 0
         a = counts / count.clamp(min=1).to(dtype)
         if class_weights is not None:
             a = torch.where(counts, a * class_weights[torch.where(counts, y, 0)], 0)
-        stats = torch.stack([lse.masked_fill(~counts, torch.inf), torch.where(counts, g, 0), a], -1)
+        most = most.masked_fill(~counts, torch.inf)
+        stats = torch.stack([most, *(torch.where(counts, x, 0) for x in (g, a, log_sum))], -1)
         loss = torch.where(counts, a * value, 0)
         divisor = torch.ones((), dtype=dtype, device=z.device)
         if reduction in (_MEAN, _BATCHMEAN):
@@ -210,11 +214,11 @@ def focal_contrastive_backward(
     options = _Options(temperature if temperature_tensor is None else temperature_tensor, gamma, focal, detach_focal)
     with torch.autocast(z.device.type, enabled=False):
         rows = _rows_of(z, index, ignore_index, sizes, prototype_anchors, ref_only)
-        lse, g, a = stats.unbind(-1)
+        most, g, a, log_sum = stats.unbind(-1)
         scale = grad / divisor
         if grad.dim():
             scale = torch.nn.functional.pad(scale.reshape(z.shape[0], sizes[0]), (0, z.shape[1] - sizes[0]))
-        whole = _Stats(lse, g, a * scale)
+        whole = _Stats(most, g, a * scale, log_sum)
 
         def gradient(x: Tensor | None, begin: int, wanted: bool) -> Tensor:
             if x is None or not wanted:
