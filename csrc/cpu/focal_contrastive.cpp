@@ -51,12 +51,26 @@ struct View {
   bool both() const { return diagonal || mutual; }  // whether a column is an anchor too
 };
 
+// s' of a cosine.
+template <class A>
+struct Scale {
+  A centre, inverse;
+
+  A operator()(A cosine) const { return (cosine - centre) * inverse; }
+};
+
 template <class A>
 struct Options {
   A temperature, gamma, centre;
   Focal focal;
   Power power;
   bool detached, bounded;
+
+  Scale<A> scale() const { return {centre, 1 / temperature}; }
+
+  // Whether the sums over positives take a pass of their own: the probability form needs L there, and where s' is
+  // large, sum h s' - L' sum h would lose what the terms do not.
+  bool needs_l() const { return focal == Focal::probability || !bounded; }
 };
 
 // Of each row or column of a tile.
@@ -314,7 +328,7 @@ void add_sums(const Range& range, const Sums<A>& sums, bool bounded, bool second
   }
 }
 
-// The sums of all rows; `second`: those of the probability form, from L'.
+// The sums of all rows; `second`: those that need L'.
 template <class A>
 void sum_tiles(
     const Rows<A>& z, const Layout& layout, const Options<A>& o, const Logarithms<A>& l, std::vector<Row>& rows) {
@@ -336,7 +350,7 @@ void sum_tiles(
         }
         A* cosines = z.scratch_of(scratch, worker);
         const View view = z.cosines(tile, cosines);
-        if (!second && o.focal == Focal::probability) {
+        if (!second && o.needs_l()) {
           std::fill_n(sums(worker, 0).v, 2 * z.stride(), A(0));
         }
         kernel.sum_tile(
@@ -442,7 +456,7 @@ Forward forward(
     most[row] = static_cast<A>(options.bounded ? 0 : sums[row].most);
     log_e[row] = static_cast<A>(std::log(sums[row].e));
   }
-  if (options.focal == Focal::probability) {
+  if (options.needs_l()) {
     sum_tiles<A>(unit, layout, options, {most.data(), log_e.data()}, sums);
   }
 
@@ -476,7 +490,7 @@ Forward forward(
       }
       const Row& sum = sums[row];
       const double l = double{most[row]} + log_e[row];
-      const double value = options.focal == Focal::similarity ? l * sum.h - sum.v : -sum.v;
+      const double value = options.needs_l() ? -sum.v : l * sum.h - sum.v;
       const A saved[] = {most[row], static_cast<A>(sum.h), static_cast<A>(a), log_e[row]};
       std::copy_n(saved, kNumbers, numbers + row * kNumbers);
       total += a * value;

@@ -166,7 +166,7 @@ class Layout {
     }
   }
 
-  static constexpr int64_t kSmallest = 96, kLargest = 256;
+  static constexpr int64_t kSmallest = 64, kLargest = 256;
 
   Sizes sizes_;
   std::vector<int> label_of_;

@@ -2,8 +2,8 @@
 //
 // Row i of a tile is an anchor, column j a candidate; in a mutual tile j is an anchor and i its candidate as well. With
 // s' = (cosine - centre) / tau and L' = L - centre / tau, where centre = 1 for unit rows, so that nothing overflows:
-//   sums      E_i = sum_j e^(s'_ij - m_i), L'_i = m_i + log E_i;  over positives H_i = sum h, V_i = sum h s'  (similarity)
-//             or, in a pass of its own once L' is known, V_i = sum h l, H_i = sum dg/dL, l = s' - L'_i  (probability)
+//   sums      E_i = sum_j e^(s'_ij - m_i), L'_i = m_i + log E_i;  over positives H_i = sum h, V_i = sum h s'
+//             or, in a pass of its own once L' is known, H_i = sum dg/dL, V_i = sum h l, l = s' - L'_i
 //   gradient  M_ij = W_ij + W_ji,  W_ij = a_i ([j positive] dg/ds(s_ij, L_i) + p_ij G_i),  p_ij = e^(s'_ij - L'_i)
 // In a bounded tile m = 0, and one exponential serves both directions: p_ij a_i G_i = e^(s'_ij) u_i, u_i = a_i G_i / E_i.
 // Else m is the maximum: l = s - L = (s' - m) - log E then loses nothing where a positive holds nearly all of E.
@@ -54,37 +54,67 @@ inline void with_power(Power power, const F& f) {
   }
 }
 
+// The loops over columns are functions of their own: with what they read and write apart, they become vector code.
+#define MERC_LOOP __attribute__((noinline))
+
 template <class A>
-void clear(A* __restrict values, int64_t n, A value = 0) {
-  for (int64_t i = 0; i < n; ++i) {
-    values[i] = value;
+MERC_LOOP A exp_sum(const A* __restrict x, int64_t n, Scale<A> scale, A most) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    sum += fast_exp(scale(x[j]) - most);
+  }
+  return sum;
+}
+
+template <class A>
+MERC_LOOP A exp_sum_both(const A* __restrict x, int64_t n, Scale<A> scale, A* __restrict columns) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const A term = fast_exp(scale(x[j]));
+    sum += term;
+    columns[j] += term;
+  }
+  return sum;
+}
+
+template <class A>
+MERC_LOOP void add_exp(const A* __restrict x, int64_t n, Scale<A> scale, const A* __restrict most, A* __restrict sums) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    sums[j] += fast_exp(scale(x[j]) - most[j]);
+  }
+}
+
+template <class A>
+MERC_LOOP A largest(const A* __restrict x, int64_t n, Scale<A> scale, A most) {
+#pragma omp simd reduction(max : most)
+  for (int64_t j = 0; j < n; ++j) {
+    const A s = scale(x[j]);
+    most = s > most ? s : most;
+  }
+  return most;
+}
+
+template <class A>
+MERC_LOOP void raise_maxima(const A* __restrict x, int64_t n, Scale<A> scale, A* __restrict most) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const A s = scale(x[j]);
+    most[j] = s > most[j] ? s : most[j];
   }
 }
 
 // E of a bounded tile.
 template <class A>
 void bounded_exponentials(const View& view, const Options<A>& o, const A* tile, Sums<A> rows, Sums<A> columns) {
-  const A inverse = 1 / o.temperature, centre = o.centre;
-  A* __restrict of_columns = columns.e;
   for (int64_t i = 0; i < view.rows.size(); ++i) {
-    const A* __restrict x = tile + i * view.stride;
+    const A* x = tile + i * view.stride;
     A e = 0;
     each_column_run(view, i, [&](int64_t begin, int64_t end) {
-      A sum = 0;
-      if (view.mutual) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = begin; j < end; ++j) {
-          const A term = fast_exp((x[j] - centre) * inverse);
-          sum += term;
-          of_columns[j] += term;
-        }
-      } else {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = begin; j < end; ++j) {
-          sum += fast_exp((x[j] - centre) * inverse);
-        }
-      }
-      e += sum;
+      e += view.mutual ? exp_sum_both(x + begin, end - begin, o.scale(), columns.e + begin)
+                       : exp_sum(x + begin, end - begin, o.scale(), A(0));
     });
     rows.e[i] = e;
   }
@@ -93,234 +123,300 @@ void bounded_exponentials(const View& view, const Options<A>& o, const A* tile, 
 // E and the maximum that it is taken from on.
 template <class A>
 void exponentials(const View& view, const Options<A>& o, const A* tile, Sums<A> rows, Sums<A> columns) {
-  const A inverse = 1 / o.temperature, centre = o.centre;
+  const Scale<A> scale = o.scale();
+  const int64_t n = view.columns.size();
   const A lowest = std::numeric_limits<A>::lowest();
-  A* __restrict most_of_columns = columns.most;
-  A* __restrict of_columns = columns.e;
+  std::fill_n(columns.most, n, lowest);
   for (int64_t i = 0; i < view.rows.size(); ++i) {
-    const A* __restrict x = tile + i * view.stride;
-    A most = lowest;
-    each_column_run(view, i, [&](int64_t begin, int64_t end) {
-#pragma omp simd reduction(max : most)
-      for (int64_t j = begin; j < end; ++j) {
-        const A s = (x[j] - centre) * inverse;
-        most = s > most ? s : most;
-      }
-    });
-    A e = 0;
-    each_column_run(view, i, [&](int64_t begin, int64_t end) {
-      A sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = begin; j < end; ++j) {
-        sum += fast_exp((x[j] - centre) * inverse - most);
-      }
-      e += sum;
-    });
+    const A* x = tile + i * view.stride;
+    A most = lowest, e = 0;
+    each_column_run(
+        view, i, [&](int64_t begin, int64_t end) { most = largest(x + begin, end - begin, scale, most); });
+    each_column_run(
+        view, i, [&](int64_t begin, int64_t end) { e += exp_sum(x + begin, end - begin, scale, most); });
     rows.most[i] = most;
     rows.e[i] = e;
-  }
-  if (!view.mutual) {
-    return;
-  }
-  clear(most_of_columns, view.columns.size(), lowest);
-  for (int64_t i = 0; i < view.rows.size(); ++i) {
-    const A* __restrict x = tile + i * view.stride;
-#pragma omp simd
-    for (int64_t j = 0; j < view.columns.size(); ++j) {
-      const A s = (x[j] - centre) * inverse;
-      most_of_columns[j] = s > most_of_columns[j] ? s : most_of_columns[j];
+    if (view.mutual) {
+      raise_maxima(x, n, scale, columns.most);
     }
   }
-  for (int64_t i = 0; i < view.rows.size(); ++i) {
-    const A* __restrict x = tile + i * view.stride;
-#pragma omp simd
-    for (int64_t j = 0; j < view.columns.size(); ++j) {
-      of_columns[j] += fast_exp((x[j] - centre) * inverse - most_of_columns[j]);
-    }
+  for (int64_t i = 0; view.mutual && i < view.rows.size(); ++i) {
+    add_exp(tile + i * view.stride, n, scale, columns.most, columns.e);
   }
+}
+
+// V and H of one side: of a row, or of each column.
+template <class A>
+struct Positives {
+  A v, h;
+};
+
+template <Power power, class A>
+MERC_LOOP Positives<A> similar(
+    const A* __restrict x, int64_t n, const Options<A> o, A* __restrict v_of_columns, A* __restrict h_of_columns) {
+  const Scale<A> scale = o.scale();
+  A v = 0, h = 0;
+#pragma omp simd reduction(+ : v, h)
+  for (int64_t j = 0; j < n; ++j) {
+    const A factor = similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma).h;
+    const A term = factor * scale(x[j]);
+    v += term;
+    h += factor;
+    v_of_columns[j] += term;
+    h_of_columns[j] += factor;
+  }
+  return {v, h};
 }
 
 // V and H of the similarity form: h is the same from either side.
 template <class A>
 void similarity_positives(const View& view, const Options<A>& o, const A* tile, Sums<A> rows, Sums<A> columns) {
-  const A inverse = 1 / o.temperature, centre = o.centre;
   with_power(o.power, [&](auto power) {
     for (int64_t i = 0; i < view.rows.size(); ++i) {
-      const A* __restrict x = tile + i * view.stride;
-      A* __restrict v_of_columns = columns.v;
-      A* __restrict h_of_columns = columns.h;
-      A v = 0, h = 0;
+      const A* x = tile + i * view.stride;
+      rows.v[i] = rows.h[i] = 0;
       each_positive_run(view, i, [&](int64_t begin, int64_t end) {
-        A run_v = 0, run_h = 0;
-#pragma omp simd reduction(+ : run_v, run_h)
-        for (int64_t j = begin; j < end; ++j) {
-          const A factor = similarity_factor<Math<A>, power()>(x[j], o.temperature, o.gamma).h;
-          const A term = factor * ((x[j] - centre) * inverse);
-          run_v += term;
-          run_h += factor;
-          v_of_columns[j] += term;
-          h_of_columns[j] += factor;
-        }
-        v += run_v;
-        h += run_h;
+        const Positives<A> sums =
+            similar<power()>(x + begin, end - begin, o, columns.v + begin, columns.h + begin);
+        rows.v[i] += sums.v;
+        rows.h[i] += sums.h;
       });
-      rows.v[i] = v;
-      rows.h[i] = h;
     }
   });
 }
 
-// V and H of the probability form.
-template <class A>
-void probability_positives(
+// One term of V and of H once L is known.
+template <Focal focal, Power power, class A>
+inline Positives<A> positive(A x, A l, const Options<A>& o) {
+  if constexpr (focal == Focal::similarity) {
+    const A h = similarity_factor<Math<A>, power>(x, o.temperature, o.gamma).h;
+    return {h * l, h};
+  } else {
+    const Factor<A> factor = probability_factor<Math<A>, power>(l, o.gamma);
+    return {factor.h * l, -slope_by_s(factor, l, o.detached)};
+  }
+}
+
+template <Focal focal, Power power, class A>
+MERC_LOOP Positives<A> sum_positives(const A* __restrict x, int64_t n, const Options<A> o, A most, A log_e) {
+  const Scale<A> scale = o.scale();
+  A v = 0, h = 0;
+#pragma omp simd reduction(+ : v, h)
+  for (int64_t j = 0; j < n; ++j) {
+    const Positives<A> term = positive<focal, power>(x[j], (scale(x[j]) - most) - log_e, o);
+    v += term.v;
+    h += term.h;
+  }
+  return {v, h};
+}
+
+template <Focal focal, Power power, class A>
+MERC_LOOP void add_positives(
+    const A* __restrict x, int64_t n, const Options<A> o, const A* __restrict most, const A* __restrict log_e,
+    A* __restrict v, A* __restrict h) {
+  const Scale<A> scale = o.scale();
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const Positives<A> term = positive<focal, power>(x[j], (scale(x[j]) - most[j]) - log_e[j], o);
+    v[j] += term.v;
+    h[j] += term.h;
+  }
+}
+
+// V and H from L.
+template <Focal focal, class A>
+void positives_from_l(
     const View& view, const Options<A>& o, const A* tile, const Logarithms<A>& row_l, const Logarithms<A>& column_l,
     Sums<A> rows, Sums<A> columns) {
-  const A inverse = 1 / o.temperature, centre = o.centre;
-  const bool detached = o.detached;
-  const A* __restrict column_most = column_l.most;
-  const A* __restrict column_log = column_l.log_e;
   with_power(o.power, [&](auto power) {
     for (int64_t i = 0; i < view.rows.size(); ++i) {
-      const A* __restrict x = tile + i * view.stride;
-      A* __restrict v_of_columns = columns.v;
-      A* __restrict h_of_columns = columns.h;
-      A v = 0, h = 0;
+      const A* x = tile + i * view.stride;
+      rows.v[i] = rows.h[i] = 0;
       each_positive_run(view, i, [&](int64_t begin, int64_t end) {
-        A run_v = 0, run_h = 0;
-#pragma omp simd reduction(+ : run_v, run_h)
-        for (int64_t j = begin; j < end; ++j) {
-          const A l = ((x[j] - centre) * inverse - row_l.most[i]) - row_l.log_e[i];
-          const Factor<A> factor = probability_factor<Math<A>, power()>(l, o.gamma);
-          run_v += factor.h * l;
-          run_h -= slope_by_s(factor, l, detached);
-        }
-        v += run_v;
-        h += run_h;
+        const int64_t n = end - begin;
+        const Positives<A> sums = sum_positives<focal, power()>(x + begin, n, o, row_l.most[i], row_l.log_e[i]);
+        rows.v[i] += sums.v;
+        rows.h[i] += sums.h;
         if (view.mutual) {
-#pragma omp simd
-          for (int64_t j = begin; j < end; ++j) {
-            const A l = ((x[j] - centre) * inverse - column_most[j]) - column_log[j];
-            const Factor<A> factor = probability_factor<Math<A>, power()>(l, o.gamma);
-            v_of_columns[j] += factor.h * l;
-            h_of_columns[j] -= slope_by_s(factor, l, detached);
-          }
+          add_positives<focal, power()>(
+              x + begin, n, o, column_l.most + begin, column_l.log_e + begin, columns.v + begin, columns.h + begin);
         }
       });
-      rows.v[i] = v;
-      rows.h[i] = h;
     }
   });
 }
 
-// The sums of a tile, or the second ones of the probability form.
+// The sums of a tile, or those that need L.
 template <class A>
 void sum_tile(
     const View& view, const Options<A>& o, const A* tile, const Logarithms<A>& row_l, const Logarithms<A>& column_l,
     Sums<A> rows, Sums<A> columns) {
   const int64_t n = view.columns.size();
-  clear(columns.e, n);
-  clear(columns.v, n);
-  clear(columns.h, n);
+  std::fill_n(columns.e, n, A(0));
+  std::fill_n(columns.v, n, A(0));
+  std::fill_n(columns.h, n, A(0));
   if (row_l.log_e) {
-    return probability_positives(view, o, tile, row_l, column_l, rows, columns);
+    return o.focal == Focal::similarity
+               ? positives_from_l<Focal::similarity>(view, o, tile, row_l, column_l, rows, columns)
+               : positives_from_l<Focal::probability>(view, o, tile, row_l, column_l, rows, columns);
   }
   if (o.bounded) {
     bounded_exponentials(view, o, tile, rows, columns);
   } else {
     exponentials(view, o, tile, rows, columns);
   }
-  if (o.focal == Focal::similarity) {
+  if (!o.needs_l()) {
     similarity_positives(view, o, tile, rows, columns);
   }
 }
 
-// What stands in row i of M for all pairs: e^(s' - L'_i) a_i G_i from either side.
+// What stands in a row of M for all pairs, from one side and from both.
 template <class A>
-void spread(
-    const View& view, const Options<A>& o, int64_t i, A* __restrict x, const Weights<A>& rows,
-    const Weights<A>& columns) {
-  const A inverse = 1 / o.temperature, centre = o.centre;
-  const A most = rows.l.most[i], log_e = rows.l.log_e[i], u = rows.u[i];
-  const int64_t n = view.columns.size();
-  const A* __restrict column_most = columns.l.most;
-  const A* __restrict column_log = columns.l.log_e;
-  const A* __restrict column_u = columns.u;
-  if (o.bounded && view.both()) {
+MERC_LOOP void spread_bounded(A* __restrict x, int64_t n, Scale<A> scale, A u) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      x[j] = fast_exp((x[j] - centre) * inverse) * (u + column_u[j]);
-    }
-  } else if (o.bounded) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      x[j] = fast_exp((x[j] - centre) * inverse) * u;
-    }
-  } else if (view.both()) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      const A s = (x[j] - centre) * inverse;
-      x[j] = fast_exp((s - most) - log_e) * u + fast_exp((s - column_most[j]) - column_log[j]) * column_u[j];
-    }
-  } else {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      x[j] = fast_exp(((x[j] - centre) * inverse - most) - log_e) * u;
-    }
+  for (int64_t j = 0; j < n; ++j) {
+    x[j] = fast_exp(scale(x[j])) * u;
   }
 }
 
-// What positives add to row i of M, from the cosines x. With `detached`, without h'.
-template <class A, Power power>
+template <class A>
+MERC_LOOP void spread_bounded_both(A* __restrict x, int64_t n, Scale<A> scale, A u, const A* __restrict column_u) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    x[j] = fast_exp(scale(x[j])) * (u + column_u[j]);
+  }
+}
+
+template <class A>
+MERC_LOOP void spread(A* __restrict x, int64_t n, Scale<A> scale, A most, A log_e, A u) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    x[j] = fast_exp((scale(x[j]) - most) - log_e) * u;
+  }
+}
+
+template <class A>
+MERC_LOOP void spread_both(
+    A* __restrict x, int64_t n, Scale<A> scale, A most, A log_e, A u, const A* __restrict column_most,
+    const A* __restrict column_log, const A* __restrict column_u) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const A s = scale(x[j]);
+    x[j] = fast_exp((s - most) - log_e) * u + fast_exp((s - column_most[j]) - column_log[j]) * column_u[j];
+  }
+}
+
+// Row i of M before its positives: e^(s' - L'_i) a_i G_i from either side.
+template <class A>
+void spread_row(
+    const View& view, const Options<A>& o, int64_t i, A* x, const Weights<A>& rows, const Weights<A>& columns) {
+  const int64_t n = view.columns.size();
+  if (o.bounded && view.both()) {
+    spread_bounded_both(x, n, o.scale(), rows.u[i], columns.u);
+  } else if (o.bounded) {
+    spread_bounded(x, n, o.scale(), rows.u[i]);
+  } else if (view.both()) {
+    spread_both(
+        x, n, o.scale(), rows.l.most[i], rows.l.log_e[i], rows.u[i], columns.l.most, columns.l.log_e, columns.u);
+  } else {
+    spread(x, n, o.scale(), rows.l.most[i], rows.l.log_e[i], rows.u[i]);
+  }
+}
+
+// a dg/ds from the row's side: of a detached factor in the similarity form, it is the same from the column's.
+template <Power power, class A>
+MERC_LOOP void attract_similar(const A* __restrict x, int64_t n, const Options<A> o, A a, A* __restrict terms) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    terms[j] = -similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma).h * a;
+  }
+}
+
+template <Power power, class A>
+MERC_LOOP void attract_similar_both(
+    const A* __restrict x, int64_t n, const Options<A> o, A a, const A* __restrict column_a, A* __restrict terms) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    terms[j] = -similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma).h * (a + column_a[j]);
+  }
+}
+
+template <Focal focal, Power power, class A>
+inline A slope(A x, A l, const Options<A>& o) {
+  if constexpr (focal == Focal::similarity) {
+    return slope_by_s(similarity_factor<Math<A>, power>(x, o.temperature, o.gamma), l, o.detached);
+  } else {
+    return slope_by_s(probability_factor<Math<A>, power>(l, o.gamma), l, o.detached);
+  }
+}
+
+template <Focal focal, Power power, class A>
+MERC_LOOP void attract_row(
+    const A* __restrict x, int64_t n, const Options<A> o, A a, A most, A log_e, A* __restrict terms) {
+  const Scale<A> scale = o.scale();
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    terms[j] = a * slope<focal, power>(x[j], (scale(x[j]) - most) - log_e, o);
+  }
+}
+
+template <Focal focal, Power power, class A>
+MERC_LOOP void attract_columns(
+    const A* __restrict x, int64_t n, const Options<A> o, const A* __restrict a, const A* __restrict most,
+    const A* __restrict log_e, A* __restrict terms) {
+  const Scale<A> scale = o.scale();
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    terms[j] += a[j] * slope<focal, power>(x[j], (scale(x[j]) - most[j]) - log_e[j], o);
+  }
+}
+
+template <Focal focal, Power power, class A>
+void attract_both(
+    const View& view, const Options<A>& o, int64_t i, const A* x, int64_t begin, int64_t n, const Weights<A>& rows,
+    const Weights<A>& columns, A* terms) {
+  attract_row<focal, power>(x, n, o, rows.a[i], rows.l.most[i], rows.l.log_e[i], terms);
+  if (view.both()) {
+    attract_columns<focal, power>(
+        x, n, o, columns.a + begin, columns.l.most + begin, columns.l.log_e + begin, terms);
+  }
+}
+
+// What positives add to row i of M, from the cosines x.
+template <Power power, class A>
 void attract(
-    const View& view, const Options<A>& o, int64_t i, const A* __restrict x, const Weights<A>& rows,
-    const Weights<A>& columns, bool detached, A* __restrict terms) {
-  const A inverse = 1 / o.temperature, centre = o.centre;
-  const bool both = view.both();
-  const A a = rows.a[i], most = rows.l.most[i], log_e = rows.l.log_e[i];
-  const A* __restrict column_a = columns.a;
-  const A* __restrict column_most = columns.l.most;
-  const A* __restrict column_log = columns.l.log_e;
+    const View& view, const Options<A>& o, int64_t i, const A* x, const Weights<A>& rows, const Weights<A>& columns,
+    A* terms) {
   each_positive_run(view, i, [&](int64_t begin, int64_t end) {
-    if (o.focal == Focal::similarity && detached) {
-#pragma omp simd
-      for (int64_t j = begin; j < end; ++j) {
-        const A weight = both ? a + column_a[j] : a;
-        terms[j] = -similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma).h * weight;
-      }
-    } else if (o.focal == Focal::similarity) {
-#pragma omp simd
-      for (int64_t j = begin; j < end; ++j) {
-        const A s = (x[j] - centre) * inverse;
-        const Factor<A> factor = similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma);
-        const A from_j = (s - column_most[j]) - column_log[j];
-        const A other = both ? column_a[j] * slope_by_s(factor, from_j, false) : A(0);
-        terms[j] = a * slope_by_s(factor, (s - most) - log_e, false) + other;
-      }
+    const int64_t n = end - begin;
+    if (o.focal == Focal::probability) {
+      attract_both<Focal::probability, power>(view, o, i, x + begin, begin, n, rows, columns, terms + begin);
+    } else if (!o.detached) {
+      attract_both<Focal::similarity, power>(view, o, i, x + begin, begin, n, rows, columns, terms + begin);
+    } else if (view.both()) {
+      attract_similar_both<power>(x + begin, n, o, rows.a[i], columns.a + begin, terms + begin);
     } else {
-#pragma omp simd
-      for (int64_t j = begin; j < end; ++j) {
-        const A from_i = ((x[j] - centre) * inverse - most) - log_e;
-        terms[j] = a * slope_by_s(probability_factor<Math<A>, power>(from_i, o.gamma), from_i, detached);
-      }
-      if (both) {
-#pragma omp simd
-        for (int64_t j = begin; j < end; ++j) {
-          const A from_j = ((x[j] - centre) * inverse - column_most[j]) - column_log[j];
-          terms[j] += column_a[j] * slope_by_s(probability_factor<Math<A>, power>(from_j, o.gamma), from_j, detached);
-        }
-      }
+      attract_similar<power>(x + begin, n, o, rows.a[i], terms + begin);
     }
   });
 }
 
 template <class A>
-A inner_product(const A* __restrict x, const A* __restrict y, int64_t begin, int64_t end) {
+MERC_LOOP A inner_product(const A* __restrict x, const A* __restrict y, int64_t n) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = begin; j < end; ++j) {
+  for (int64_t j = 0; j < n; ++j) {
     sum += x[j] * y[j];
   }
   return sum;
+}
+
+template <class A>
+MERC_LOOP void add(const A* __restrict terms, int64_t n, A* __restrict to) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    to[j] += terms[j];
+  }
 }
 
 // Cosines become M. Returns sum W s over the tile, W without h' of the similarity form, where the temperature wants it.
@@ -331,30 +427,29 @@ double matrix_tile(
     bool wants_temperature, A* scratch) {
   const int64_t n = view.columns.size();
   A *terms = scratch, *cosines = scratch + view.stride, *plain = cosines + view.stride;
+  Options<A> of_temperature = o;
+  of_temperature.detached = o.detached || o.focal == Focal::similarity;
   double sum = 0;
   with_power(o.power, [&](auto power) {
     for (int64_t i = 0; i < view.rows.size(); ++i) {
       A* x = tile + i * view.stride;
-      attract<A, power()>(view, o, i, x, rows, columns, o.detached, terms);
+      attract<power()>(view, o, i, x, rows, columns, terms);
       if (wants_temperature) {
-        attract<A, power()>(view, o, i, x, rows, columns, o.detached || o.focal == Focal::similarity, plain);
-        std::copy(x, x + n, cosines);
+        attract<power()>(view, of_temperature, i, x, rows, columns, plain);
+        std::copy_n(x, n, cosines);
       }
-      spread(view, o, i, x, rows, columns);
+      spread_row(view, o, i, x, rows, columns);
       if (view.diagonal) {
         x[i] = 0;
       }
       if (wants_temperature) {
-        sum += inner_product(x, cosines, 0, n);
+        sum += inner_product(x, cosines, n);
       }
       each_positive_run(view, i, [&](int64_t begin, int64_t end) {
         if (wants_temperature) {
-          sum += inner_product(plain, cosines, begin, end);
+          sum += inner_product(plain + begin, cosines + begin, end - begin);
         }
-#pragma omp simd
-        for (int64_t j = begin; j < end; ++j) {
-          x[j] += terms[j];
-        }
+        add(terms + begin, end - begin, x + begin);
       });
     }
   });
@@ -454,3 +549,5 @@ void store_row(const A* from, int64_t n, ScalarType type, void* to) {
       return store_row<torch::headeronly::Half>(from, n, to);
   }
 }
+
+#undef MERC_LOOP
