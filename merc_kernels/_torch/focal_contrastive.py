@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _SIMILARITY, _NONE, _MEAN, _BATCHMEAN = 0, 0, 2, 3
-_CHUNK = 1 << 23  # elements of the matrix at a time
+_CHUNK = 1 << 22  # elements of the matrix at a time
 
 
 class _Options(NamedTuple):
@@ -76,7 +76,7 @@ def _row_stats(rows: _Rows, columns: _Rows, options: _Options) -> tuple[Tensor, 
     cosine = rows.z @ columns.z.mT  # [G, R, K]
     candidate, positive = _pairs(rows, columns)
     s = (cosine / options.temperature).masked_fill(~candidate, -torch.inf)
-    most = s.amax(-1) if s.shape[-1] else s.sum(-1)
+    most = s.amax(-1)
     s = s - most[..., None]
     log_sum = s.exp().sum(-1).log()
     log_p = torch.where(positive, s - log_sum[..., None], 0)
@@ -165,12 +165,13 @@ def focal_contrastive(
         x = torch.where((y != ignore_index)[..., None], x, 0)
         z, norms = _unit(x) if normalize else (x, torch.ones_like(x[..., 0]))
         rows = _rows_of(z, y, ignore_index, sizes, prototype_anchors, ref_only)
-        parts = [_row_stats(rows.part(*chunk), rows, options) for chunk in rows.chunks(x.shape[1])]
-        if not parts:
-            parts = [_row_stats(rows, rows, options)]
-        most, log_sum, value, g, count = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        sums = z.new_empty(5, *y.shape)  # of all rows, made before the chunks: what each kept would scatter the heap
+        for begin, end in rows.chunks(x.shape[1]):
+            for of_all, part in zip(sums, _row_stats(rows.part(begin, end), rows, options), strict=True):
+                of_all[:, begin:end] = part
+        most, log_sum, value, g, count = sums
         counts = count > 0
-        a = counts / count.clamp(min=1).to(dtype)
+        a = counts / count.clamp(min=1)
         if class_weights is not None:
             a = torch.where(counts, a * class_weights[torch.where(counts, y, 0)], 0)
         most = most.masked_fill(~counts, torch.inf)
