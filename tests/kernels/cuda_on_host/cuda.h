@@ -30,6 +30,12 @@ struct dim3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
 
 namespace on_host {
 
@@ -41,6 +47,7 @@ struct Fiber {
   ucontext_t context;
   void* stack;
   dim3 index;
+  unsigned exchanges;
   bool done = false;
 };
 
@@ -92,6 +99,17 @@ inline uint32_t shuffle(uint32_t value, int source_lane) {
   return got;
 }
 
+// What all lanes of the warp give, by lane; good until the exchange after the next.
+template <class T>
+const T* exchange(const T& mine) {
+  static T given[2][1024];
+  const size_t self = current, first = self / 32 * 32;
+  T* const now = given[fibers[self]->exchanges++ % 2];
+  now[self] = mine;
+  wait(of_warp[self / 32], first, first + 32);
+  return now + first;
+}
+
 inline void run_block(const std::function<void()>& kernel) {
   body = kernel;
   const size_t count = block_size.x * block_size.y;
@@ -111,6 +129,7 @@ inline void run_block(const std::function<void()>& kernel) {
   for (size_t i = 0; i < count; ++i) {
     Fiber& fiber = *fibers[i];
     fiber.done = false;
+    fiber.exchanges = 0;
     fiber.index = dim3(i % block_size.x, i / block_size.x);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
