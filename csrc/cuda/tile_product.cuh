@@ -2,7 +2,8 @@
 // columns Y, and out += M Y, where M stands in the place of S.
 //
 // E, what X and Y are stored in:
-//   Bf16, F16  S from exact products; M as tf32, which has float32's range: a row's weight in M may be tiny
+//   Bf16, F16  S from exact products; M as tf32, which has float32's range: a row's weight in M may be tiny. Beside F16
+//              its rounding would show: M = high + low
 //   float      x = high + low, both tf32: three products, all but low low. They are summed outside of the tensor cores
 //              every 8 elements, as those cut off what does not fit where others round.
 //   double     as it is
@@ -266,10 +267,14 @@ struct Out {
             for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
               for (int i = 0; i < 2; ++i) {
-                if constexpr (sizeof(E) == 2) {
-                  multiply_tf32(c[chunk][step][pair][i], a[step].high, b[i].high);
+                float(&to)[4] = c[chunk][step][pair][i];
+                if constexpr (sizeof(E) == 4) {
+                  multiply_parts(to, a[step], b[i]);
                 } else {
-                  multiply_parts(c[chunk][step][pair][i], a[step], b[i]);
+                  if constexpr (std::is_same_v<E, F16>) {
+                    multiply_tf32(to, a[step].low, b[i].high);
+                  }
+                  multiply_tf32(to, a[step].high, b[i].high);
                 }
               }
             }
