@@ -98,8 +98,7 @@ Outputs forward(const Arguments& arguments, const Labels& labels, Reduction redu
   const Place& place = arguments.place;
   const ScalarType type = arguments.accumulate;
   const int64_t groups = arguments.groups, rows = arguments.rows();
-  const bool none = reduction == kNone;
-  Tensor loss = place.empty(none ? arguments.row_shape() : std::vector<int64_t>{}, type);
+  Tensor loss = place.empty(reduction == kNone ? arguments.row_shape() : std::vector<int64_t>{}, type);
   Tensor divisor = place.empty({}, type);
   Tensor z = place.empty({groups, rows, arguments.width}, arguments.z_type);
   Tensor norms = place.empty({groups, rows}, type);
@@ -135,7 +134,6 @@ Outputs forward(const Arguments& arguments, const Labels& labels, Reduction redu
 
   StatsTargets<A> to{};
   to.reduction = reduction;
-  to.losses = none ? static_cast<A*>(loss.mutable_data_ptr()) : nullptr;
   to.loss = static_cast<A*>(loss.mutable_data_ptr());
   to.divisor = static_cast<A*>(divisor.mutable_data_ptr());
   to.class_weights = data_of<A>(labels.class_weights);

@@ -56,8 +56,8 @@ struct Sides {
 // W of one anchor and one candidate; and W without h', times s, is added to `slope`.
 template <class A>
 __device__ __forceinline__ A weight(
-    const Problem<A>& p, const Numbers<A>& of, A cosine, A t, bool positive, const Factor<A>& of_cosine, A& slope) {
-  const A l2 = t - of.max - of.log_sum;
+    const Problem<A>& p, const Numbers<A>& of, A cosine, A per_tau, bool positive, const Factor<A>& of_cosine, A& slope) {
+  const A l2 = fma(cosine, per_tau, -of.max) - of.log_sum;
   A sum = power2(l2) * of.g, slope_sum = sum;
   if (positive) {
     const A l = A(kLn2) * l2;
@@ -69,7 +69,7 @@ __device__ __forceinline__ A weight(
       slope_sum = sum;
     }
   }
-  slope += of.a * slope_sum * t;
+  slope += of.a * slope_sum * (cosine * per_tau);
   return of.a * sum;
 }
 
@@ -84,17 +84,17 @@ __device__ __forceinline__ A replace_scores(
     const int column = tile_column(i);
     const Numbers<A> numbers = columns.numbers[column];
     const int64_t label = columns.labels[column];
-    const A cosine = scores[column], t = cosine * per_tau;
+    const A cosine = scores[column];
     const bool positive = row.label == label, apart = column != own_column;
     const bool candidate = label != p.ignore_index && first + column >= p.first_candidate;
     const Factor<A> factor =
         positive && p.focal == Focal::similarity ? p.similarity(cosine, tau) : Factor<A>{A(0), A(0)};
     A m = 0;
     if (apart && candidate && row.numbers.a != A(0)) {
-      m += weight(p, row.numbers, cosine, t, positive, factor, slope);
+      m += weight(p, row.numbers, cosine, per_tau, positive, factor, slope);
     }
     if (apart && row.candidate && numbers.a != A(0)) {
-      m += weight(p, numbers, cosine, t, positive, factor, unused);
+      m += weight(p, numbers, cosine, per_tau, positive, factor, unused);
     }
     scores[column] = m;
   }

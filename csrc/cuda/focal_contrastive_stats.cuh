@@ -49,8 +49,7 @@ template <class A>
 struct StatsTargets {
   Pass pass;
   Reduction reduction;
-  A* losses;               // (G, embeddings), or null
-  A* loss;                 // the scalar
+  A* loss;                 // the scalar, or (G, embeddings)
   A* divisor;
   const A* class_weights;  // or null
   int row_blocks, splits;
@@ -83,7 +82,7 @@ __device__ __forceinline__ void absorb(
     if (labels[column] == p.ignore_index || column == own_column) {
       continue;
     }
-    const A cosine = scores[column], t = cosine * per_tau - sums.max;
+    const A cosine = scores[column], t = fma(cosine, per_tau, -sums.max);
     const bool positive = labels[column] == label;
     if (to.pass != Pass::second) {
       sums.sum += power2(t);
@@ -196,8 +195,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) stats(
     p.numbers[group * p.rows + row] = numbers;
     const bool counted = to.reduction == kMean ? numbers.max < std::numeric_limits<A>::infinity() : kept;
     mine = {static_cast<double>(loss), counted ? 1.0 : 0.0};
-    if (to.losses && to.pass != Pass::first) {
-      to.losses[group * p.embeddings + row] = loss;
+    if (to.reduction == kNone && to.pass != Pass::first) {
+      to.loss[group * p.embeddings + row] = loss;
     }
   }
   if (to.pass == Pass::first) {
@@ -208,7 +207,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) stats(
     const bool counting = to.reduction == kMean || to.reduction == kBatchmean;
     const double divisor = counting && total.kept > 1 ? total.kept : 1;
     *to.divisor = static_cast<A>(divisor);
-    if (!to.losses) {
+    if (to.reduction != kNone) {
       *to.loss = static_cast<A>(total.loss / divisor);
     }
   });

@@ -208,3 +208,131 @@ def test_options(on_host, part):
             check(on_host, build(case))
         except AssertionError as wrong:
             raise AssertionError(grid.title(case)) from wrong
+
+
+@pytest.mark.full
+def test_options_of_a_large_sample(on_host):
+    for case in grid.sample(OPTIONS, valid, 2500):
+        check(on_host, build(case))
+
+
+def test_the_sample_holds_every_pair_of_options():
+    missing = grid.pairs(grid.sample(OPTIONS, valid, 20_000)) - grid.pairs(CASES)
+    assert not missing
+
+
+def plain_case(rows: int, width: int, dtype: torch.dtype = torch.float32, classes: int = CLASSES, **options: Any) -> Case:
+    return {"embeddings": vectors(rows, width, dtype=dtype), "labels": torch.arange(rows) % classes, **options}
+
+
+# Across the edges of a tile of 64 rows, of 16 columns, and of what one chunk and one block hold of the columns.
+@pytest.mark.parametrize(
+    ("rows", "width"), [(64, 16), (65, 17), (130, 33), (63, 257), (3, 300), (70, 130), (2, 1030), (5, 2100)]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_sizes(on_host, rows, width, dtype):
+    focal = FOCAL[rows % 2]
+    check(on_host, plain_case(rows, width, dtype, focal=focal, temperature=torch.tensor(0.2), detach_focal=width % 2 == 0))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("rows", "width"), [(300, 520), (513, 64), (1, 1), (128, 256), (257, 96)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_large_sizes(on_host, rows, width, dtype):
+    for focal, temperature in itertools.product(FOCAL, (0.02, torch.tensor(0.1))):
+        check(on_host, plain_case(rows, width, dtype, focal=focal, temperature=temperature))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("focal", FOCAL)
+def test_several_tiles_of_everything(on_host, focal, dtype):
+    """Prototypes that are anchors, refs and the temperature, each with a gradient, over more than one block of rows."""
+    case = plain_case(70, 24, dtype, focal=focal, temperature=torch.tensor(0.05), detach_focal=False)
+    case |= {"prototypes": vectors(CLASSES, 24, dtype=dtype), "prototype_anchors": True}
+    case |= {"ref_embeddings": vectors(90, 24, dtype=dtype), "ref_labels": torch.arange(90) % 7}
+    check(on_host, case)
+    only = plain_case(70, 24, dtype, focal=focal, temperature=torch.tensor(0.05), ref_only=True)
+    check(on_host, only | {"ref_embeddings": vectors(90, 24, dtype=dtype), "ref_labels": torch.arange(90) % 7})
+
+
+@pytest.mark.parametrize("focal", FOCAL)
+def test_labels(on_host, focal):
+    labels = {
+        "one class": torch.zeros(70, dtype=torch.int64),
+        "all distinct": torch.arange(70),
+        "all ignored": torch.full((70,), -100),
+        "one kept": torch.where(torch.arange(70) == 66, 1, -100),
+        "far apart": (torch.arange(70) % 3 << 32) + 1,
+    }
+    for of in labels.values():
+        for reduction in ("mean", "none"):
+            case = plain_case(70, 16, focal=focal, reduction=reduction) | {"labels": of}
+            check(on_host, case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_strides(on_host, dtype):
+    base = vectors(3, 12, 40, dtype=dtype)
+    labels = torch.arange(36).view(12, 3).T % 4
+    for embeddings in (base[..., ::2], base[..., 1:20], base.transpose(0, 1).contiguous().transpose(0, 1), base.mT):
+        own = labels if embeddings.shape[1] == 12 else labels[:, :1].expand(3, 40)
+        refs = base[1, :, : embeddings.shape[-1]].T.contiguous().T
+        case = {"embeddings": embeddings, "labels": own, "ref_embeddings": refs, "ref_labels": labels[0]}
+        check(on_host, case)
+    check(on_host, {"embeddings": base[:1].expand(3, 12, 40), "labels": labels})
+
+
+def test_rows_of_any_length(on_host):
+    scale = torch.tensor([1e-30, 1e30, 3e-20, 0.0, 1.0, 1e15]).repeat(3)[:, None]
+    case = plain_case(18, 24, temperature=torch.tensor(0.5))
+    check(on_host, case | {"embeddings": case["embeddings"] * scale})
+
+
+def test_cosines_beyond_one(on_host):
+    for gamma, focal, detach_focal in itertools.product((0.5, 2.0), FOCAL, (True, False)):
+        case = plain_case(12, 8, temperature=5.0, gamma=gamma, focal=focal, detach_focal=detach_focal, normalize=False)
+        check(on_host, case | {"embeddings": case["embeddings"] * 9})
+
+
+def test_only_what_is_wanted(on_host):
+    case = plain_case(70, 24, temperature=torch.tensor(0.05), prototypes=vectors(CLASSES, 24))
+    case |= {"ref_embeddings": vectors(9, 24), "ref_labels": torch.arange(9) % CLASSES}
+    everything = fused(on_host, case)
+    for count in range(4):
+        for wanted in itertools.combinations(WANTED, count):
+            some = fused(on_host, case, wanted)
+            assert some.keys() == {"loss", *wanted}
+            assert all(torch.equal(x, everything[name]) for name, x in some.items() if name in ("loss", "embeddings"))
+            for name, x in some.items():
+                torch.testing.assert_close(x, everything[name], rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_to_count(on_host):
+    empty = torch.zeros(0, dtype=torch.int64)
+    prototypes = vectors(CLASSES, 24)
+    cases = [
+        plain_case(0, 24),
+        plain_case(0, 24, reduction="none"),
+        plain_case(0, 24, prototypes=prototypes, prototype_anchors=True, temperature=torch.tensor(0.1)),
+        plain_case(5, 24, ref_embeddings=vectors(0, 24), ref_labels=empty, ref_only=True),
+        {"embeddings": vectors(0, 4, 24), "labels": torch.arange(4), "prototypes": prototypes},
+        {"embeddings": vectors(2, 0, 24), "labels": empty, "prototypes": prototypes},
+    ]
+    for case in cases:
+        assert all((value == 0).all() for value in fused(on_host, case).values())
+
+
+@pytest.mark.parametrize("focal", FOCAL)
+def test_an_infinite_weight_of_an_absent_class_is_not_met(on_host, focal):
+    case = plain_case(9, 24, focal=focal, class_weights=torch.tensor([1.0, math.inf, 2.0, math.nan, 1.0]))
+    case["labels"] = torch.tensor([0, 0, 1, 2, 2, 4, 4, 3, 0])
+    check(on_host, case)
+
+
+def test_nan_is_not_lost(on_host):
+    for focal, temperature in itertools.product(FOCAL, (0.01, 0.1)):
+        case = plain_case(9, 24, focal=focal, temperature=temperature)
+        case["embeddings"][4, 3] = math.nan
+        values = fused(on_host, case)
+        assert values["loss"].isnan()
+        assert values["embeddings"].isnan().any()
