@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kPackThreads) pack(const __grid_constant__ Pro
   }
 }
 
-constexpr int kHeld = 8;  // columns a thread
+constexpr int kHeld = 4;  // columns a thread
 
 // The gradient of one input: of rows shared by the groups, the sum over them.
 struct Target {
@@ -114,18 +114,24 @@ __device__ __forceinline__ A take(
     const Problem<A>& p, const Unpacked<A>& from, const Row& x, int64_t group, int packed, A norm, int first, A* z, A* dz) {
   const A* part = from.parts + (group * from.part_rows + packed - from.first_row) * p.width;
   const int64_t stride = p.groups * from.part_rows * p.width;
+  const int step = static_cast<int>(blockDim.x);
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int column = first + i * step;
+    dz[i] = 0;
+    z[i] = p.normalized && column < p.width ? element<A>(x.at(column), x.type) * norm : A(0);
+  }
+  for (int split = 0; split < from.splits; ++split) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int column = first + i * step;
+      dz[i] += column < p.width ? part[split * stride + column] : A(0);
+    }
+  }
   A product = 0;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
-    const int column = first + i * static_cast<int>(blockDim.x);
-    z[i] = dz[i] = 0;
-    if (column < p.width) {
-      z[i] = p.normalized ? element<A>(x.at(column), x.type) * norm : A(0);
-      for (int split = 0; split < from.splits; ++split) {
-        dz[i] += part[split * stride + column];
-      }
-      product += z[i] * dz[i];
-    }
+    product += z[i] * dz[i];
   }
   return product;
 }

@@ -1,4 +1,4 @@
-"""The CUDA sources without a GPU: all compiled for real architectures; the divergence run on the CPU, thread by thread."""
+"""The CUDA sources without a GPU: all compiled for real architectures; the divergence on the CPU, thread by thread."""
 
 import ast
 import functools
