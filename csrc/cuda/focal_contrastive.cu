@@ -237,7 +237,7 @@ Gradients backward(
   from.slope_count = all_blocks * to.splits;
   from.to_temperature = static_cast<A*>(gradients[kSources].mutable_data_ptr());
   unsigned threads = kWarp;
-  while (threads < 256 && threads * kHeld < static_cast<unsigned>(arguments.width)) {
+  while (threads < kUnpackThreads && threads * kHeld < static_cast<unsigned>(arguments.width)) {
     threads *= 2;
   }
   const dim3 block(threads, threads == kWarp ? 4 : 1);
@@ -276,7 +276,8 @@ Gradients focal_contrastive_backward(
       {temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize, ignore_index});
   const ScalarType type = arguments.accumulate;
   const int64_t groups = arguments.groups, rows = arguments.rows();
-  const auto check = [&](const char* name, const Tensor& tensor, ScalarType expected, const std::vector<int64_t>& size) {
+  const auto check = [&](const char* name, const Tensor& tensor, ScalarType expected,
+                         const std::vector<int64_t>& size) {
     check_dtype(name, tensor, expected);
     arguments.place.check_here(name, tensor);
     STD_TORCH_CHECK(

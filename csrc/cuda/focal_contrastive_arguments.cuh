@@ -68,8 +68,8 @@ struct Arguments {
       z_type = accumulate;
     }
     STD_TORCH_CHECK(
-        rows() <= std::numeric_limits<int>::max() - 64, "embeddings, prototypes, refs: expected fewer than 2**31 rows, got ",
-        rows());
+        rows() <= std::numeric_limits<int>::max() - 64,
+        "embeddings, prototypes, refs: expected fewer than 2**31 rows, got ", rows());
     if (learnable) {
       check_dtype("temperature_tensor", *learnable, accumulate);
       place.check_here("temperature_tensor", *learnable);
@@ -80,11 +80,8 @@ struct Arguments {
 
   int64_t rows() const { return counts[0] + counts[1] + counts[2]; }
 
-  const std::optional<Tensor> source(int i) const { return i == 0 ? std::optional(embeddings) : i == 1 ? prototypes : refs; }
-
-  bool grouped(int i) const {
-    const std::optional<Tensor> tensor = source(i);
-    return tensor && tensor->dim() == 3;
+  std::optional<Tensor> source(int i) const {
+    return i == 0 ? std::optional(embeddings) : i == 1 ? prototypes : refs;
   }
 
   std::vector<int64_t> row_shape() const {
@@ -140,8 +137,8 @@ struct Arguments {
     check_shape(name, *tensor, groups, tail, 2);
     place.check_here(name, *tensor);
     if (tensor->scalar_type() != z_type) {
-      accumulate = z_type == ScalarType::Double || tensor->scalar_type() == ScalarType::Double ? ScalarType::Double
-                                                                                              : accumulate;
+      const bool wide = z_type == ScalarType::Double || tensor->scalar_type() == ScalarType::Double;
+      accumulate = wide ? ScalarType::Double : accumulate;
       z_type = accumulate;
     }
     return tail[0];

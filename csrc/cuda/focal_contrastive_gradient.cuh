@@ -3,7 +3,8 @@
 //   W_ij = a_i ([j in P(i)] dg/ds(s_ij, L_i) + e^(s_ij - L_i) G_i)    tau dz_i = sum_j (W_ij + W_ji) z_j
 //
 // A block owns 64 rows, some columns of the result, and takes some tiles of columns j; `unpack` sums up over the blocks
-// that share the rows. The temperature's gradient is -sum W s / tau, without h' of the similarity: h does not depend on it.
+// that share the rows. The temperature's gradient is -sum W s / tau, without h' of the similarity, which knows no
+// temperature.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +57,8 @@ struct Sides {
 // W of one anchor and one candidate; and W without h', times s, is added to `slope`.
 template <class A>
 __device__ __forceinline__ A weight(
-    const Problem<A>& p, const Numbers<A>& of, A cosine, A per_tau, bool positive, const Factor<A>& of_cosine, A& slope) {
+    const Problem<A>& p, const Numbers<A>& of, A cosine, A per_tau, bool positive, const Factor<A>& of_cosine,
+    A& slope) {
   const A l2 = fma(cosine, per_tau, -of.max) - of.log_sum;
   A sum = power2(l2) * of.g, slope_sum = sum;
   if (positive) {

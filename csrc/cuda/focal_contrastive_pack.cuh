@@ -40,7 +40,8 @@ struct Packed {
 };
 
 template <class A>
-__global__ void __launch_bounds__(kPackThreads) pack(const __grid_constant__ Problem<A> p, const __grid_constant__ Packed<A> to) {
+__global__ void __launch_bounds__(kPackThreads)
+    pack(const __grid_constant__ Problem<A> p, const __grid_constant__ Packed<A> to) {
   const int64_t thread = int64_t{blockIdx.x} * kPackThreads + threadIdx.x;
   const int64_t row = thread / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -87,7 +88,8 @@ __global__ void __launch_bounds__(kPackThreads) pack(const __grid_constant__ Pro
   }
 }
 
-constexpr int kHeld = 4;  // columns a thread
+constexpr int kUnpackThreads = 256;  // at most
+constexpr int kHeld = 4;             // columns a thread
 
 // The gradient of one input: of rows shared by the groups, the sum over them.
 struct Target {
@@ -111,7 +113,8 @@ struct Unpacked {
 // tau dz of one row, `kHeld` columns of a thread from `first` on, and its product with z = x |x|^-1.
 template <class A>
 __device__ __forceinline__ A take(
-    const Problem<A>& p, const Unpacked<A>& from, const Row& x, int64_t group, int packed, A norm, int first, A* z, A* dz) {
+    const Problem<A>& p, const Unpacked<A>& from, const Row& x, int64_t group, int packed, A norm, int first, A* z,
+    A* dz) {
   const A* part = from.parts + (group * from.part_rows + packed - from.first_row) * p.width;
   const int64_t stride = p.groups * from.part_rows * p.width;
   const int step = static_cast<int>(blockDim.x);
@@ -182,7 +185,8 @@ __device__ __forceinline__ void unpack_row(
 
 // A row to threads of the same threadIdx.y; the block behind the last row sums up the temperature's gradient.
 template <class A>
-__global__ void __launch_bounds__(256) unpack(const __grid_constant__ Problem<A> p, const __grid_constant__ Unpacked<A> from) {
+__global__ void __launch_bounds__(kUnpackThreads)
+    unpack(const __grid_constant__ Problem<A> p, const __grid_constant__ Unpacked<A> from) {
   int64_t rows = 0;
   for (const Target& target : from.targets) {
     rows += target.rows;

@@ -1,4 +1,5 @@
-// What the kernels of the focal contrastive loss are given, and what they share. Logarithms are to base 2, and t = s / ln 2.
+// What the kernels of the focal contrastive loss are given, and what they share. Logarithms are to base 2, and
+// t = s / ln 2.
 #pragma once
 
 #include <cstdint>

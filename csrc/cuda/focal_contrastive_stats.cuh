@@ -2,9 +2,9 @@
 //
 //   L_i = log sum_j e^s_ij    loss_i = w / |P| sum_P -h (s - L)    G_i = sum_P dg/dL    a_i = w / |P|
 //
-// A block takes 64 anchors and some tiles of candidates. Where several share the anchors, the one that comes last merges
-// their sums, always in the same order. Unit rows bound s by 1 / tau, which then stands for the maximum as long as
-// nothing underflows. h of the probability needs L first: a second launch, over the positives.
+// A block takes 64 anchors and some tiles of candidates. Where several share the anchors, the one that comes last
+// merges their sums, always in the same order. Unit rows bound s by 1 / tau, which then stands for the maximum as long
+// as nothing underflows. h of the probability needs L first: a second launch, over the positives.
 #pragma once
 
 #include <cstdint>
@@ -62,8 +62,8 @@ struct StatsTargets {
 // A thread's 16 scores of a tile.
 template <class A>
 __device__ __forceinline__ void absorb(
-    const Problem<A>& p, const StatsTargets<A>& to, const A* scores, const int64_t* labels, int64_t label, int own_column,
-    A tau, const Numbers<A>& numbers, bool bounded, Sums<A>& sums) {
+    const Problem<A>& p, const StatsTargets<A>& to, const A* scores, const int64_t* labels, int64_t label,
+    int own_column, A tau, const Numbers<A>& numbers, bool bounded, Sums<A>& sums) {
   const A per_tau = A(kLog2e) / tau;
   if (!bounded && to.pass != Pass::second) {
     A max = sums.max;

@@ -198,7 +198,7 @@ def build(case: Case, groups: int = 3, refs: int = 7) -> Case:
     return built
 
 
-CASES = grid.sample(OPTIONS, valid, 250)
+CASES = grid.sample(OPTIONS, valid, 160)
 
 
 def check_all(operators, cases: list[Case]) -> None:
@@ -217,9 +217,8 @@ def test_options(on_host, part):
 
 @pytest.mark.full
 def test_options_of_a_large_sample(on_host):
-    """Without float32: where the truth is ill-conditioned, eager PyTorch is ten times nearer to it now and then."""
-    cases = grid.sample(OPTIONS, valid, 3000)
-    check_all(on_host, [case for case in cases if case["dtype"] != torch.float32 and not case["mixed"]])
+    """In float64: in others, chance has eager PyTorch ten times nearer to an ill-conditioned truth now and then."""
+    check_all(on_host, grid.sample(OPTIONS | {"dtype": [torch.float64]}, valid, 1000))
 
 
 def test_the_sample_holds_every_pair_of_options():
