@@ -2,7 +2,8 @@
 // With g = lane / 4 and t = lane % 4:
 //
 //   multiply_f16, multiply_bf16  16 x 16 x 8  two a word, low = 2t..2t+1 and high = 2t+8..2t+9:
-//                                             a: (g, low), (g + 8, low), (g, high), (g + 8, high);  b: (low, g), (high, g)
+//                                             a: (g, low), (g + 8, low), (g, high), (g + 8, high)
+//                                             b: (low, g), (high, g)
 //   multiply_tf32                16 x 8 x 8   a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4);  b: (t, g), (t + 4, g)
 //     both                                    c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 //   multiply_f64                 8 x 4 x 8    a: (g, t);  b: (t, g);  c: (g, 2t), (g, 2t + 1)
