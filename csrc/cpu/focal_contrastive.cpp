@@ -15,13 +15,11 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -30,6 +28,8 @@
 #include "../focal.h"
 #include "allocate.h"
 #include "focal_contrastive_layout.h"
+#include "focal_contrastive_problem.h"
+#include "focal_contrastive_queue.h"
 #include "isa.h"
 #include "matrix_product.h"
 
@@ -39,59 +39,6 @@ namespace {
 enum class Reduction : int64_t { none = 0, sum = 1, mean = 2, batchmean = 3 };
 
 constexpr int64_t kNumbers = 4;  // saved of a row: m, G, a, log E; L' = m + log E
-
-// A tile of cosines: `rows` by `columns` of all rows, `stride` apart in memory.
-struct View {
-  const Layout* layout;
-  Range rows, columns;
-  int column_segment;
-  bool diagonal, mutual;
-  int64_t stride;
-
-  bool both() const { return diagonal || mutual; }  // whether a column is an anchor too
-};
-
-// s' of a cosine.
-template <class A>
-struct Scale {
-  A centre, inverse;
-
-  A operator()(A cosine) const { return (cosine - centre) * inverse; }
-};
-
-template <class A>
-struct Options {
-  A temperature, gamma, centre;
-  Focal focal;
-  Power power;
-  bool detached, bounded;
-
-  Scale<A> scale() const { return {centre, 1 / temperature}; }
-
-  // Whether the sums over positives take a pass of their own: the probability form needs L there, and where s' is
-  // large, sum h s' - L' sum h would lose what the terms do not.
-  bool needs_l() const { return focal == Focal::probability || !bounded; }
-};
-
-// Of each row or column of a tile.
-template <class A>
-struct Sums {
-  A *most, *e, *v, *h;
-};
-
-// Of each row or column of a tile: the parts of L'.
-template <class A>
-struct Logarithms {
-  const A *most = nullptr, *log_e = nullptr;
-};
-
-// Of each row or column of a tile: a, L', and a G (over E in a bounded tile).
-template <class A>
-struct Weights {
-  const A* a;
-  Logarithms<A> l;
-  const A* u;
-};
 
 }  // namespace
 
@@ -152,155 +99,6 @@ Kernels<A> kernels() {
 #endif
   return MERC_KERNELS(plain);
 }
-
-// The rows of one argument: (R, D) shared by the groups, or (G, R, D).
-struct Source {
-  std::optional<Tensor> tensor;
-  int64_t first = 0, rows = 0;  // within a group
-
-  bool shared() const { return tensor->dim() == 2; }
-};
-
-// The arguments of both passes, checked.
-struct Arguments {
-  Source sources[3];
-  Sizes sizes;
-  int64_t width;
-  ScalarType accumulate;
-  double temperature, gamma;
-  Focal focal;
-  bool detached, normalize;
-
-  Arguments(
-      const Tensor& embeddings, const std::optional<Tensor>& prototypes, const std::optional<Tensor>& refs,
-      const std::optional<Tensor>& temperature_tensor, double temperature_, double gamma_, int64_t focal_,
-      bool detached_, bool prototype_anchors, bool ref_only, bool normalize_)
-      : width(embeddings.size(-1)),
-        accumulate(accumulate_type(embeddings.scalar_type())),
-        temperature(temperature_),
-        gamma(gamma_),
-        focal(static_cast<Focal>(focal_)),
-        detached(detached_),
-        normalize(normalize_) {
-    STD_TORCH_CHECK(
-        embeddings.dim() == 2 || embeddings.dim() == 3, "embeddings: expected shape (N, D) or (G, N, D), got ",
-        shape_of(embeddings));
-    STD_TORCH_CHECK(focal_ == 0 || focal_ == 1, "focal: expected 0 or 1, got ", focal_);
-    STD_TORCH_CHECK(!(ref_only && prototypes), "prototypes: expected none with ref_only");
-    const int64_t groups = embeddings.dim() == 3 ? embeddings.size(0) : 1;
-    const std::optional<Tensor> tensors[] = {embeddings, prototypes, refs};
-    const char* const names[] = {"embeddings", "prototypes", "refs"};
-    int64_t first = 0;
-    for (int i = 0; i < 3; ++i) {
-      if (tensors[i]) {
-        check_float(names[i], *tensors[i]);
-        STD_TORCH_CHECK(
-            accumulate_type(tensors[i]->scalar_type()) == accumulate, names[i],
-            ": expected float64 as the embeddings, or neither");
-        const int64_t rows = tensors[i]->size(-2), tail[] = {rows, width};
-        check_shape(names[i], *tensors[i], groups, tail, 2);
-        sources[i] = {torch::stable::contiguous(*tensors[i]), first, rows};
-        first += rows;
-      }
-    }
-    STD_TORCH_CHECK(first < (int64_t{1} << 31), "embeddings: expected fewer than 2^31 rows in all, got ", first);
-    sizes = {groups, sources[0].rows, sources[1].rows, sources[2].rows, prototype_anchors, ref_only};
-    if (temperature_tensor) {
-      check_dtype("temperature_tensor", *temperature_tensor, accumulate);
-      STD_TORCH_CHECK(
-          temperature_tensor->numel() == 1, "temperature_tensor: expected one element, got ",
-          shape_of(*temperature_tensor));
-      const void* value = temperature_tensor->const_data_ptr();
-      temperature = accumulate == ScalarType::Double ? *static_cast<const double*>(value)
-                                                     : static_cast<double>(*static_cast<const float*>(value));
-    }
-  }
-
-  // e^(s - 1/tau) of unit rows keeps the smallest and the largest of a sum in range while 2/tau <= 80.
-  bool bounded() const { return normalize && temperature >= 0.025; }
-
-  template <class A>
-  Options<A> options() const {
-    return {static_cast<A>(temperature), static_cast<A>(gamma), A(normalize ? 1 : 0), focal,
-            power_of(gamma),             detached,              bounded()};
-  }
-};
-
-// Hands the tiles to all threads. `compute(tile, worker)` runs at any time, `add(tile, worker)` when the tiles that
-// stand before it at either block have added.
-template <class Compute, class Add>
-void run_tiles(const Layout& layout, int64_t workers, const Compute& compute, const Add& add) {
-  const std::vector<Tile>& tiles = layout.tiles();
-  const auto added = std::make_unique<std::atomic<int>[]>(layout.blocks().size());
-  std::atomic<size_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (size_t i = next++; i < tiles.size(); i = next++) {
-        const Tile& tile = tiles[i];
-        compute(tile, worker);
-        while (added[tile.rows].load(std::memory_order_acquire) != tile.row_position ||
-               added[tile.columns].load(std::memory_order_acquire) != tile.column_position) {
-          std::this_thread::yield();
-        }
-        add(tile, worker);
-        added[tile.rows].fetch_add(1, std::memory_order_release);
-        if (!tile.diagonal()) {
-          added[tile.columns].fetch_add(1, std::memory_order_release);
-        }
-      }
-    }
-  });
-}
-
-template <class F>
-void each_row(int64_t rows, int64_t work, const F& f) {
-  torch::stable::parallel_for(0, rows, 32768 / std::max<int64_t>(work, 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      f(row);
-    }
-  });
-}
-
-// The unit rows of a call and what is done with their tiles.
-template <class A>
-class Rows {
- public:
-  Rows(const Arguments& arguments, const Layout& layout, const A* z)
-      : layout_(layout),
-        width_(arguments.width),
-        stride_(std::max<int64_t>((layout.largest_block() + 15) / 16 * 16, 16)),
-        workers_(torch::stable::get_num_threads()) {
-    for (const Block& block : layout.blocks()) {
-      const A* data = z + block.rows.begin * width_;
-      matrices_.push_back(std::make_unique<Matrix<A>>(data, block.rows.size(), width_, width_));
-      transposed_.push_back(std::make_unique<Matrix<A>>(data, width_, block.rows.size(), 1, width_));
-    }
-  }
-
-  int64_t workers() const { return workers_; }
-  int64_t stride() const { return stride_; }
-  const Matrix<A>& of(int block) const { return *matrices_[block]; }
-
-  // Memory for one tile and `rows` of its rows, for each worker.
-  Tensor scratch(int64_t rows) const { return empty({workers_, stride_ + rows, stride_}, type()); }
-  A* scratch_of(const Tensor& scratch, int64_t worker) const {
-    return static_cast<A*>(scratch.mutable_data_ptr()) + worker * scratch.size(1) * stride_;
-  }
-
-  View cosines(const Tile& tile, A* to) const {
-    const Block &rows = layout_.blocks()[tile.rows], &columns = layout_.blocks()[tile.columns];
-    Matrix<A>(to, rows.rows.size(), columns.rows.size(), stride_)
-        .set_product(*matrices_[tile.rows], *transposed_[tile.columns]);
-    return {&layout_, rows.rows, columns.rows, columns.segment, tile.diagonal(), tile.mutual, stride_};
-  }
-
-  static constexpr ScalarType type() { return sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float; }
-
- private:
-  const Layout& layout_;
-  int64_t width_, stride_, workers_;
-  std::vector<std::unique_ptr<Matrix<A>>> matrices_, transposed_;
-};
 
 // What a row adds up over its tiles.
 struct Row {
