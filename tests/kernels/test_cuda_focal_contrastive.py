@@ -200,7 +200,7 @@ def build(case: Case, groups: int = 3, refs: int = 7) -> Case:
     return built
 
 
-CASES = grid.sample(OPTIONS, valid, 160)
+CASES = grid.sample(OPTIONS, valid, 200)
 
 
 def check_all(operators, cases: list[Case]) -> None:
