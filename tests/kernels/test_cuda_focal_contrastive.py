@@ -221,7 +221,7 @@ def test_options(on_host, part):
 @pytest.mark.full
 def test_options_of_a_large_sample(on_host):
     """In float64: in others, chance has eager PyTorch ten times nearer to an ill-conditioned truth now and then."""
-    check_all(on_host, grid.sample(OPTIONS | {"dtype": [torch.float64]}, valid, 1000))
+    check_all(on_host, grid.sample(OPTIONS | {"dtype": [torch.float64], "mixed": [False]}, valid, 1000))
 
 
 def test_the_sample_holds_every_pair_of_options():
