@@ -67,6 +67,19 @@ struct Scores {
     }
   }
 
+  __device__ __forceinline__ void add(const Scores& other) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          c[m][n][i] += other.c[m][n][i];
+        }
+      }
+    }
+  }
+
   // From (g, 2t) of the warp's part of the tile.
   __device__ __forceinline__ void put(float* to) const {
 #pragma unroll
@@ -97,6 +110,16 @@ struct Scores<double> {
         for (int n = 0; n < 2; ++n) {
           multiply_f64(c[m][n], x[8 * m * stride + k], y[8 * n * stride + k]);
         }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add(const Scores& other) {
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        c[m][n][0] += other.c[m][n][0], c[m][n][1] += other.c[m][n][1];
       }
     }
   }

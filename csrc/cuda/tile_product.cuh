@@ -31,9 +31,11 @@ class Product {
       const int chunk = (last + i) % chunks();
       stage_columns(first, end, chunk, chunk != resident_);
       if (any) {
-        scores.add(memory_.rows + (row + lane.g) * Engine<E>::kStride,
-                   memory_.columns + (column + lane.g) * Engine<E>::kStride,
-                   padded(chunk) * static_cast<int>(sizeof(E)) / 4, lane.t);
+        Scores<E> part;  // of the chunk: a long sum is rounded less by parts
+        part.add(memory_.rows + (row + lane.g) * Engine<E>::kStride,
+                 memory_.columns + (column + lane.g) * Engine<E>::kStride,
+                 padded(chunk) * static_cast<int>(sizeof(E)) / 4, lane.t);
+        scores.add(part);
       }
     }
     scores.put(memory_.scores + (row + lane.g) * Engine<E>::kScoreStride + column + 2 * lane.t);

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merc_kernels import reference
 from tests.kernels import grid
-from tests.numerics import assert_accurate
+from tests.numerics import assert_accurate, assert_equal_fp64
 
 FOCAL = ("similarity", "probability")
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -116,7 +116,10 @@ def check(operators, case: Case) -> None:
     assert ours.keys() == truth.keys()
     for name, value in ours.items():
         assert value.dtype == (case[name].dtype if name in VECTORS else accumulate(case))
-        assert_accurate(value, eager[name], truth[name], name)
+        if value.dtype == torch.float64:
+            assert_equal_fp64(value, truth[name], name)
+        else:
+            assert_accurate(value, eager[name], truth[name], name)
         assert torch.equal(value, again[name])
 
 
@@ -220,7 +223,7 @@ def test_options(on_host, part):
 @pytest.mark.full
 def test_options_of_a_large_sample(on_host):
     """In float64: in others, chance has eager PyTorch ten times nearer to an ill-conditioned truth now and then."""
-    check_all(on_host, grid.sample(OPTIONS | {"dtype": [torch.float64]}, valid, 1000))
+    check_all(on_host, grid.sample(OPTIONS | {"dtype": [torch.float64], "mixed": [False]}, valid, 1000))
 
 
 def test_the_sample_holds_every_pair_of_options():
