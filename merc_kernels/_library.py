@@ -20,8 +20,8 @@ except ImportError as error:
 _ON = "on"
 _BACKENDS = ("cpu", "cuda", "triton", "torch", "reference")
 _OPERATORS = {
-    "focal_contrastive": ("cpu", "cuda", "triton", "torch", "reference"),
-    "kd_divergence": ("cpu", "cuda", "triton", "reference"),
+    "focal_contrastive": ("cpu", "cuda", "torch", "reference"),
+    "kd_divergence": ("cpu", "cuda", "triton", "torch", "reference"),
 }
 _MATRIX = 1 << 26  # elements of the matrix of similarities from which on memory matters more than launches
 _forced: ContextVar[str | None] = ContextVar("merc_kernels_backend", default=None)

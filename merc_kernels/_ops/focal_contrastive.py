@@ -1,10 +1,9 @@
-"""The operators ``merc::focal_contrastive`` (C++: cpu, cuda), ``..._triton`` and ``..._torch``, with autograd.
+"""The operators ``merc::focal_contrastive`` (C++: cpu, cuda) and ``merc::focal_contrastive_torch``, with autograd.
 
-All have the schema of csrc/library.cpp. The forward pass keeps the unit rows and four numbers of each, from which the
+Both have the schema of csrc/library.cpp. The forward pass keeps the unit rows and four numbers of each, from which the
 backward pass recomputes the matrix tile by tile.
 """
 
-import importlib
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from merc_kernels import _checks, _library
 from merc_kernels._ops.once import differentiable_once, refuse
+from merc_kernels._torch import focal_contrastive as chunked
 
 _FOCALS = {"similarity": 0, "probability": 1}
 _REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "batchmean": 3}
@@ -112,15 +112,15 @@ def _refuse_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """A second derivative needs nothing saved: it raises."""
 
 
-def _register(name: str, short_rows: bool) -> _Operator:
+def _register(name: str, short_rows: str | None) -> _Operator:
     """Fake and autograd of the operators ``merc::name`` and ``merc::name_backward``.
 
-    ``short_rows``: unit rows of 16-bit vectors are kept in 16 bits, for the GPU's matrix units.
+    ``short_rows``: the device where unit rows of 16-bit vectors are kept in 16 bits, for its matrix units.
     """
     operator = _Operator(getattr(torch.ops.merc, name).default, getattr(torch.ops.merc, f"{name}_backward").default)
 
     def fake(embeddings: Tensor, *others: Any) -> tuple[Tensor, ...]:
-        return _fake(embeddings, *others, short_rows=short_rows or embeddings.device.type == "cuda")
+        return _fake(embeddings, *others, short_rows=embeddings.device.type == short_rows)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _keep(ctx, inputs, output)
@@ -168,27 +168,22 @@ def _function(operator: _Operator) -> Any:
     return FocalContrastive.apply
 
 
-_calls: dict[str, tuple[Any, Any]] = {}  # operator name -> in eager mode, in a trace
-_libraries: list[Any] = []  # a Library that is collected takes its operators along
+_calls: dict[str, tuple[Any, Any]] = {}  # backend -> in eager mode, in a trace
 
 if _library.build() is not None:
-    _operator = _register("focal_contrastive", short_rows=False)
+    _operator = _register("focal_contrastive", short_rows="cuda")
     _calls["cpu"] = _calls["cuda"] = (_function(_operator), _operator.forward)
 
 
-def _call(backend: str) -> tuple[Any, Any]:
-    if backend not in _calls:
-        kernels = importlib.import_module(f"merc_kernels._{backend}.focal_contrastive")
-        name = f"focal_contrastive_{backend}"
-        library: Any = torch.library.Library("merc", "FRAGMENT")  # type: ignore[no-untyped-call]
-        library.define(name + _FORWARD)
-        library.define(f"{name}_backward{_BACKWARD}")
-        library.impl(name, kernels.focal_contrastive, "CompositeExplicitAutograd")
-        library.impl(f"{name}_backward", kernels.focal_contrastive_backward, "CompositeExplicitAutograd")
-        _libraries.append(library)
-        operator = _register(name, short_rows=backend == "triton")
-        _calls[backend] = (_function(operator), operator.forward)
-    return _calls[backend]
+_library_of_torch: Any = torch.library.Library("merc", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library_of_torch.define("focal_contrastive_torch" + _FORWARD)
+_library_of_torch.define("focal_contrastive_torch_backward" + _BACKWARD)
+_library_of_torch.impl("focal_contrastive_torch", chunked.focal_contrastive, "CompositeExplicitAutograd")
+_library_of_torch.impl(
+    "focal_contrastive_torch_backward", chunked.focal_contrastive_backward, "CompositeExplicitAutograd"
+)
+_operator = _register("focal_contrastive_torch", short_rows=None)
+_calls["torch"] = (_function(_operator), _operator.forward)
 
 
 def focal_contrastive(
@@ -256,7 +251,7 @@ def focal_contrastive(
     )
     temperature_tensor = None if temperature_tensor is None else temperature_tensor.to(dtype)
     vectors = (embeddings, prototypes, ref_embeddings)
-    in_eager_mode, in_a_trace = _call(backend)
+    in_eager_mode, in_a_trace = _calls[backend]
     loss: Tensor
     if _checks.eager(*floating):
         loss = in_eager_mode(*vectors, temperature_tensor, (labels, ref_labels, *options))
