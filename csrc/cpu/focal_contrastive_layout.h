@@ -1,4 +1,4 @@
-// Where the rows of a call stand: per group the kept ones, anchors first, and within each segment sorted by label, so
+// Where the rows of a call stand: per group the kept ones, anchors first, and within each segment label by label, so
 // that the positives of a row are a run in each segment. Blocks of rows, and the tiles: pairs of blocks.
 #pragma once
 
@@ -74,13 +74,24 @@ class Layout {
     std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) {
       return a.label != b.label ? a.label < b.label : a.source < b.source;
     });
+    // Labels stand in the order in which they first come, so that their names show nowhere.
+    std::vector<Range> runs;
+    for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
+      if (i == 0 || rows[i].label != rows[i - 1].label) {
+        runs.push_back({i, i});
+      }
+      ++runs.back().end;
+    }
+    std::sort(runs.begin(), runs.end(), [&](const Range& a, const Range& b) {
+      return rows[a.begin].source < rows[b.begin].source;
+    });
     int64_t at = 0;
     for (int segment = 0; segment < kSegments; ++segment) {
-      int64_t number = -1;
-      for (size_t i = 0; i < rows.size(); ++i) {
-        number += i == 0 || rows[i].label != rows[i - 1].label;
-        if (sizes.segment(rows[i].source) == segment) {
-          order[at++] = number << 32 | rows[i].source;
+      for (size_t number = 0; number < runs.size(); ++number) {
+        for (int64_t i = runs[number].begin; i < runs[number].end; ++i) {
+          if (sizes.segment(rows[i].source) == segment) {
+            order[at++] = static_cast<int64_t>(number) << 32 | rows[i].source;
+          }
         }
       }
     }
