@@ -307,7 +307,7 @@ struct Tile {
   alignas(64) A row[kNarrow * kLanes];
   alignas(64) int32_t start[kLanes];  // where a lane's row starts in `row`
   alignas(64) A scale[kLanes], t[kLanes], weight[kLanes], max_x[kLanes], max_y[kLanes], z_x[kLanes], z_y[kLanes];
-  alignas(64) A kl_x[kLanes], kl_y[kLanes], z_raw[kLanes], label[kLanes], loss[kLanes];
+  alignas(64) A kl_x[kLanes], kl_y[kLanes], z_raw[kLanes], label[kLanes], ce[kLanes], loss[kLanes];
   alignas(64) A shift[kLanes];  // log q - log p = x - y - shift
 };
 
@@ -400,7 +400,7 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
     tile.shift[lane] = fast_log(tile.z_x[lane]) - fast_log(tile.z_y[lane]);
   }
   fill(tile.z_raw, kLanes, A(1));
-  fill(tile.label, kLanes, A(0));
+  fill(tile.ce, kLanes, A(0));
   if (p.ce_weight != 0) {
     A* z = tile.z_raw;
     fill(z, kLanes, A(0));
@@ -413,6 +413,10 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
     for (int64_t lane = 0; lane < n; ++lane) {
       const int64_t label = p.kept(begin + lane) ? p.label_of(begin + lane) : 0;
       tile.label[lane] = tile.x[label * kLanes + lane] * tile.t[lane];
+    }
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      tile.ce[lane] = fast_log(z[lane]) - tile.label[lane];
     }
   }
   const Mixture<A> mixture(1 - p.beta);
@@ -445,11 +449,12 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
   const A weight_x = p.direction == Direction::js ? A(1 - p.beta) : A(1);
   const A weight_y = p.direction == Direction::js ? A(p.beta) : A(1);
   const A ce_weight = A(p.ce_weight);
+  const bool scale_by_t2 = p.scale_by_t2;
 #pragma omp simd
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const A kl = weight_x * kl_x[lane] + weight_y * kl_y[lane];
-    const A t2 = p.scale_by_t2 ? tile.t[lane] * tile.t[lane] : A(1);
-    tile.loss[lane] = tile.weight[lane] * (kl * t2 + ce_weight * (fast_log(tile.z_raw[lane]) - tile.label[lane]));
+    const A t2 = scale_by_t2 ? tile.t[lane] * tile.t[lane] : A(1);
+    tile.loss[lane] = tile.weight[lane] * (kl * t2 + ce_weight * tile.ce[lane]);
   }
 }
 
