@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 _C: Any = None
@@ -27,6 +28,11 @@ _forced_in_traces: str | None = None  # Dynamo can guard a global, but cannot tr
 def build() -> dict[str, Any] | None:
     """How the extension was compiled: compiler, CUDA, torch; None where there is none."""
     return None if _C is None else dict(_C.build)
+
+
+def extension() -> Any:
+    """The compiled module."""
+    return _C
 
 
 def backends() -> dict[str, str]:
@@ -75,19 +81,21 @@ def choose(backend: str | None, operator: str, device: str) -> str:
         device: the type of the tensors' device. On a GPU a fused backend runs only where it is named: none has been
             measured on one yet.
     """
-    forced = backend or (_forced_in_traces if torch.compiler.is_compiling() else _forced.get())
+    tracing = torch.compiler.is_compiling()
+    forced = backend or (_forced_in_traces if tracing else _forced.get())
+    transformed = not tracing and _transformed()
     if forced is not None:
         name = _usable("backend", forced)
         if name not in _OPERATORS[operator]:
             raise ValueError(f"backend: {name!r} has no {operator}; it has {', '.join(_OPERATORS[operator])}")
-        if name != "reference" and _transformed():
+        if name != "reference" and transformed:
             raise ValueError(
                 f"backend: {name!r} does not run under torch.func or forward-mode autograd; 'reference' does"
             )
         if not _takes(name, device):
             raise ValueError(f"backend: {name!r} does not take tensors on {device}")
         return name
-    if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON and not _transformed():
+    if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON and not transformed:
         return "cpu"
     return "reference"
 
@@ -100,9 +108,7 @@ def _takes(name: str, device: str) -> bool:
 
 def _transformed() -> bool:
     """Whether a torch.func transform or forward-mode autograd is at work: fused kernels have neither."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _interpreted() -> bool:

@@ -70,32 +70,28 @@ def _fake_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _keep(ctx, inputs, output)
-    ctx.traced = True
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.options, ctx.save = inputs[5:-2], inputs[-1]
+    ctx.options = inputs[5:]
     ctx.set_materialize_grads(False)
-    if ctx.save == _GRADIENT:
-        ctx.save_for_backward(output[2], inputs[0])
-    else:
-        ctx.save_for_backward(*output[1:], *inputs[:5])
+    ctx.save_for_backward(*output[1:], *inputs[:5])
 
 
 def _gradients(operator: _Operator, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The student's and the teacher's gradient."""
     if grad is None:
         return None, None
-    if ctx.save == _GRADIENT:
-        saved, student = ctx.saved_tensors
-        if ctx.traced or not _checks.eager(grad) or grad.item() != 1:
-            saved = (saved * grad).to(saved.dtype)
-        return differentiable_once(saved, student) if torch.is_grad_enabled() else saved, None
-    if ctx.save == _NOTHING:
+    save = ctx.options[-1]
+    if save == _NOTHING:
         raise RuntimeError("merc::kd_divergence: save=0 keeps nothing for a backward pass; call it with save=1")
+    if save == _GRADIENT:
+        _, saved, student, *_ = ctx.saved_tensors
+        gradient = (saved * grad).to(saved.dtype)
+        return differentiable_once(gradient, student) if torch.is_grad_enabled() else gradient, None
     wanted = ctx.needs_input_grad[:2]
-    gradients = operator.backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options, *wanted)
+    gradients = operator.backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options[:-2], *wanted)
     return gradients[0] if wanted[0] else None, gradients[1] if wanted[1] else None
 
 
@@ -117,65 +113,72 @@ def _register(name: str) -> _Operator:
     return operator
 
 
-def _function(operator: _Operator) -> Any:
+def _function(operator: _Operator, forward: Any) -> Any:
     """An autograd.Function over ``operator``: the same, at a third of the overhead that registered autograd has."""
 
     class KDDivergence(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, student: Tensor, teacher: Tensor, others: tuple[Any, ...]) -> Tensor:
             inputs = (student, teacher, *others)
-            if student.is_cpu and operator.forward is _compiled and not _observed():
-                output = _without_dispatcher(*inputs)
+            output = forward(*inputs)
+            if others[-1] == _GRADIENT:
+                ctx.gradient, ctx.options = output[2], others[3:]
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*inputs[:5])
             else:
-                with torch._C._AutoDispatchBelowAutograd():
-                    output = operator.forward(*inputs)
-            _keep(ctx, inputs, output)
-            ctx.traced = False
+                _keep(ctx, inputs, output)
             loss: Tensor = output[0]
             return loss
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
-            return *_gradients(operator, ctx, grad), None
+            if grad is None or ctx.options[-1] != _GRADIENT:
+                return *_gradients(operator, ctx, grad), None
+            gradient = ctx.gradient
+            if gradient is None:
+                gradient = forward(*ctx.saved_tensors, *ctx.options)[2]
+            if _checks.eager(grad) and grad.item() == 1:
+                ctx.gradient = None  # handed out as it is: its owner may write to it
+            else:
+                ctx.gradient, gradient = gradient, (gradient * grad).to(gradient.dtype)
+            if torch.is_grad_enabled():
+                gradient = differentiable_once(gradient, ctx.saved_tensors[0])
+            return gradient, None, None
 
     return KDDivergence.apply
 
 
-def _observed() -> bool:
-    """Whether a mode or a trace wants to see the operators that run."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
+def _dispatched(operator: _Operator) -> Any:
+    def forward(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.forward(*inputs)
+
+    return forward
 
 
-def _without_dispatcher(
-    student: Tensor,
-    teacher: Tensor,
-    row_temperature: Tensor | None,
-    labels: Tensor | None,
-    row_weights: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``merc::kd_divergence`` on CPU tensors: the dispatcher takes longer for its arguments than 512 rows of 6 do."""
-    handles = _library._C.kd_divergence(
-        _give(student),
-        _give(teacher),
-        None if row_temperature is None else _give(row_temperature),
-        None if labels is None else _give(labels),
-        None if row_weights is None else _give(row_weights),
-        *options,
-    )
-    loss, divisor, saved = _take(handles)
-    return loss, divisor, saved
+def _direct(operator: _Operator) -> Any:
+    """``operator.forward``; on CPU tensors past the dispatcher, which takes longer than 512 rows of 6 classes do."""
+    dispatched, call = _dispatched(operator), _library.extension().kd_divergence
+    give = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor  # a handle, which whoever receives it owns
+    take = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs  # its sibling for one tensor leaks it
+    modes, is_tracing = torch._C._len_torch_dispatch_stack, torch._C._is_tracing
+
+    def forward(student: Tensor, teacher: Tensor, *others: Any) -> Any:
+        if not student.is_cpu or modes() > 0 or is_tracing():  # a mode or a trace wants to see what runs
+            return dispatched(student, teacher, *others)
+        a, b, c, *options = others
+        if a is not None or b is not None or c is not None:
+            a, b, c = (None if x is None else give(x) for x in (a, b, c))
+        return take(call(give(student), give(teacher), a, b, c, *options))
+
+    return forward
 
 
-_give = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor  # a handle, which whoever receives it owns
-_take = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs  # its sibling for one tensor leaks it
-_compiled: Any = None
 _calls: dict[str, tuple[Any, Any]] = {}  # operator name -> in eager mode, in a trace
 
 if _library.build() is not None:
     _operator = _register("kd_divergence")
-    _compiled = _operator.forward
-    _calls["kd_divergence"] = (_function(_operator), _operator.forward)
+    _calls["kd_divergence"] = (_function(_operator, _direct(_operator)), _operator.forward)
 
 
 def _call(backend: str) -> tuple[Any, Any]:
@@ -188,7 +191,7 @@ def _call(backend: str) -> tuple[Any, Any]:
         library.impl("kd_divergence_triton", kernels.kd_divergence, "CompositeExplicitAutograd")
         library.impl("kd_divergence_triton_backward", kernels.kd_divergence_backward, "CompositeExplicitAutograd")
         operator = _register("kd_divergence_triton")
-        _calls["kd_divergence_triton"] = (_function(operator), operator.forward)
+        _calls["kd_divergence_triton"] = (_function(operator, _dispatched(operator)), operator.forward)
         _libraries.append(library)
     return _calls["kd_divergence_triton" if backend == "triton" else "kd_divergence"]
 
