@@ -46,7 +46,9 @@ def cuda_toolkit() -> tuple[Path, str] | None:
     nvcc = shutil.which("nvcc")
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
     homes = [Path(place) for place in [*places, CUDA_USUALLY] if place]
-    home = next((home for home in homes if (home / "bin/nvcc").exists() and (home / "include/cuda_runtime.h").exists()), None)
+    home = next(
+        (home for home in homes if (home / "bin/nvcc").exists() and (home / "include/cuda_runtime.h").exists()), None
+    )
     if home is None:
         if forced:
             raise SystemExit("merc-kdc: MERC_FORCE_CUDA=1 needs nvcc: put it on PATH, or set CUDA_HOME")

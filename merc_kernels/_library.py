@@ -130,7 +130,7 @@ def _state(name: str) -> str:
         return f"off: the compiled extension is missing ({_no_extension}); {advice}"
     if name == "cuda":
         if _C.build["cuda"] is None:
-            return "off: the extension was compiled without CUDA (it needs nvcc and a CUDA build of torch at installation)"
+            return "off: the extension was compiled without CUDA (it wants nvcc and a CUDA build of torch)"
         return _ON if torch.cuda.is_available() else "off: no CUDA device is available"
     return _ON
 

@@ -48,10 +48,10 @@ struct Gradient {
   ScalarType type = ScalarType::Float;
 };
 
-// What the backward pass needs of a row beside its logits.
+// What the backward pass needs of a row beside its logits. The means are K of js, A / Z_x else (kd_divergence_rows.h).
 template <class A>
 struct Row {
-  A max_student, max_teacher, z_student, z_teacher, kl_student, kl_teacher, z_raw;
+  A max_student, max_teacher, z_student, z_teacher, mean_student, mean_teacher, z_raw;
 };
 
 constexpr int64_t kNumbers = sizeof(Row<float>) / sizeof(float);

@@ -75,7 +75,9 @@ class TestCompiles:
         from merc_kernels._triton import ahead_of_time
 
         ending = "_configurations"
-        assert {f"{operator}{ending}" for operator in OPERATORS} == {x for x in vars(ahead_of_time) if x.endswith(ending)}
+        assert {f"{operator}{ending}" for operator in OPERATORS} == {
+            x for x in vars(ahead_of_time) if x.endswith(ending)
+        }
 
     @pytest.mark.parametrize("architecture", SHARED_MEMORY)
     @pytest.mark.parametrize("operator", OPERATORS)

@@ -56,7 +56,7 @@ def test_other_major_versions_do_not_go_together(build, monkeypatch, capsys):
     assert build["cuda_toolkit"]() is None
     assert "without CUDA: nvcc has CUDA 13.0, and the installed torch 9.2" in capsys.readouterr().err
     monkeypatch.setenv("MERC_FORCE_CUDA", "1")
-    with pytest.raises(SystemExit, match="MERC_FORCE_CUDA=1: nvcc has CUDA 13.0"):
+    with pytest.raises(SystemExit, match=r"MERC_FORCE_CUDA=1: nvcc has CUDA 13\.0"):
         build["cuda_toolkit"]()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import _library, backends, kd_divergence, reference
-from tests.numerics import assert_accurate
+from tests.numerics import TOLERANCE, assert_accurate, error
 
 pytestmark = pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])
 
@@ -139,9 +139,22 @@ def test_extreme_logits(width):
         student = (torch.randn(9, width) + offset).requires_grad_()
         teacher = (student.detach() + torch.randn(9, width)).requires_grad_()
         check(student, teacher, direction=direction, teacher_grad=True)
-        hot = torch.full((9, width), -1e4).index_fill_(1, torch.tensor([width // 2]), 1e4)
-        loss = kd_divergence(logits(9, width), hot, direction=direction, backend="cpu")
-        assert loss.isfinite()
+
+
+@pytest.mark.parametrize("width", [6, 1500])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_teacher_of_one_hot_certainty(width, dtype):
+    """Divergences of thousands: their gradients are right to a rounding of the divergence."""
+    hot = torch.full((9, width), -1e4, dtype=dtype).index_fill_(1, torch.tensor([width // 2]), 1e4).requires_grad_()
+    student = logits(9, width, dtype=dtype)
+    for direction in DIRECTIONS:
+        runs = []
+        for leaves in ((student, hot), [x.detach().double().requires_grad_() for x in (student, hot)]):
+            backend = None if leaves[0] is student else "reference"
+            loss = kd_divergence(*leaves, direction=direction, teacher_grad=True, backend=backend)
+            runs.append([loss, *torch.autograd.grad(loss, leaves)])
+        for ours, exact in zip(*runs, strict=True):
+            assert error(ours, exact) <= TOLERANCE[dtype] * max(1.0, runs[1][0].item())
 
 
 @pytest.mark.parametrize("width", [6, 1500])
