@@ -57,7 +57,7 @@ $(VENV)/.torch:
 	@echo "Setting up $(VENV) with $(TORCH) ..."
 	@rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.unfinished
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) "setuptools>=77" wheel pybind11 ninja $(TORCH)
+	@$(PIP) "setuptools>=77" wheel packaging pybind11 ninja $(TORCH)
 	@echo "$(TORCH)" > $@
 	@rm $(VENV)/.unfinished
 
