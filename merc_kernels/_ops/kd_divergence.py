@@ -159,8 +159,11 @@ def _dispatched(operator: _Operator) -> Any:
 def _direct(operator: _Operator) -> Any:
     """``operator.forward``; on CPU tensors past the dispatcher, which takes longer than 512 rows of 6 classes do."""
     dispatched, call = _dispatched(operator), _library.extension().kd_divergence
-    give = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor  # a handle, which whoever receives it owns
-    take = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs  # its sibling for one tensor leaks it
+    handles = getattr(torch._C, "_aoti", None)  # private to torch: without it, the dispatcher's way
+    give = getattr(handles, "unsafe_alloc_void_ptr_from_tensor", None)  # a handle, which whoever receives it owns
+    take = getattr(handles, "alloc_tensors_by_stealing_from_void_ptrs", None)  # its sibling for one tensor leaks it
+    if give is None or take is None:
+        return dispatched
     modes, is_tracing = torch._C._len_torch_dispatch_stack, torch._C._is_tracing
 
     def forward(student: Tensor, teacher: Tensor, *others: Any) -> Any:
