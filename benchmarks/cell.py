@@ -139,7 +139,7 @@ class Problem:
         return float(value.detach()), torch.autograd.grad(value, self.x)[0]
 
     def _graph(self) -> Call:
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):

@@ -1,8 +1,8 @@
 """The least time that the machine allows, from calls that are timed beside the providers.
 
-focal_contrastive: one pass over the matrix of similarities is 2 N² D operations at the rate of a large `torch.mm` in the
-same run; the symmetric half is enough forward (0.5), and the backward pass needs two (2.0), so 2.5 in all. On a GPU the
-product is in the cell's type, in tf32 for float32. kd_divergence: two logits are read and one gradient is written, as
+focal_contrastive: one pass over the matrix of similarities is 2 N² D operations at the rate of a large `torch.mm` in
+the same run; the symmetric half is enough forward (0.5), and the backward pass needs two (2.0), so 2.5 in all. On a GPU
+the product is in the cell's type, in tf32 for float32. kd_divergence: two logits are read and one gradient written, as
 `torch.add(student, teacher)` does; forward alone is two thirds of it.
 """
 

@@ -16,7 +16,7 @@ from merc_kernels import reference
 PROPORTIONS = torch.tensor([504.0, 839.0, 1324.0, 933.0, 742.0, 1468.0])
 WIDTHS = (128, 256, 768, 1024)
 TRUTH_WORK = {"cpu": 4096**2 * 1024, "cuda": 65536**2 * 256}  # N² D up to which the truth is of the whole cell
-BLOCK = 1 << 22  # elements of the matrix that the truth holds at a time
+BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}  # elements of the matrix that the truth holds at a time
 ALL_PASSES = ("forward", "backward", "both")
 
 
@@ -31,12 +31,12 @@ class FocalContrastive:
         """For each formula and type the sizes ascend, so that a cell can be predicted."""
         if scale == "quick":
             return [
-                _cell(200, seconds=0.2),
-                _cell(956, seconds=0.6, providers=("merc", "merc:cpu", "merc:torch", "eager", "chunked")),
-                _cell(512, formula="supcon", seconds=0.2),
-                _cell(64, formula="swfc", seconds=0.1),
-                _cell(64, formula="pairs", seconds=0.1),
-                _cell(1 << 18, seconds=0.1),
+                _cell(200, seconds=0.3, providers=_MANY),
+                _cell(956, seconds=0.6, providers=_MANY),
+                _cell(512, formula="supcon", seconds=0.2, providers=("merc", "eager", "pytorch-metric-learning")),
+                _cell(64, formula="pairs", seconds=0.1, providers=("merc", "eager", "lightly")),
+                _cell(1 << 18, seconds=0.1, providers=_MANY),
+                _cell(64, formula="swfc", seconds=0.1, providers=(*_MANY, "loop over anchors", "torch.compile")),
             ]
         return _gpu_cells() if device == "cuda" else _cpu_cells()
 
@@ -86,7 +86,7 @@ def exact(embeddings: Tensor, labels: Tensor, formula: str) -> tuple[float, Tens
     x = embeddings.detach().requires_grad_()
     options = OPTIONS[formula] | {"reduction": "sum"}
     rows = len(x)
-    step = max(1, BLOCK // rows)
+    step = max(1, BLOCK[x.device.type] // rows)
     total = 0.0
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
@@ -97,7 +97,7 @@ def exact(embeddings: Tensor, labels: Tensor, formula: str) -> tuple[float, Tens
         )
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
+    _, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     divisor = rows if formula == "swfc" else max(1, int((counts[place] > 1).sum()))
     assert x.grad is not None
     return total / divisor, x.grad / divisor
@@ -142,21 +142,15 @@ def _cpu_cells() -> list[Cell]:
 
 
 def _gpu_cells() -> list[Cell]:
-    """Compilation takes long, so the compiled peer has three sizes; the grid is ours, eager's and the chunked form's."""
+    """Compilation takes long, so the compiled peer has three sizes; the grid is for the others."""
     cells = []
-    for dtype in ("float32", "bfloat16"):
-        for rows in (200, 1024, 4096, 16384, 65536, 262144):
-            passes: tuple[str, ...] = ALL_PASSES if 1024 < rows <= 16384 else ("both",)
-            passes = ("both", "graph") if rows <= 1024 else passes
+    for rows in (200, 1024, 4096, 16384, 65536, 262144):
+        for dtype in ("float32", "bfloat16"):
+            passes = ("both", "graph") if rows <= 1024 else ALL_PASSES if rows <= 16384 else ("both",)
             providers = _MOST if rows <= 16384 else _MANY
             if rows in (1024, 4096, 16384):
                 providers = (*providers, "torch.compile")
             cells.append(_cell(rows, 256, dtype, passes=passes, providers=providers, seconds=0.15))
-            cells += [
-                _cell(rows, width, dtype, providers=_MANY, seconds=0.1)
-                for width in WIDTHS
-                if width != 256 and rows >= 4096
-            ]
     cells += [
         _cell(956, formula="swfc", providers=(*_OURS, "eager", "loop over anchors"), seconds=0.15),
         *(
@@ -164,6 +158,13 @@ def _gpu_cells() -> list[Cell]:
             for rows in (956, 4096, 16384)
         ),
         _cell(4096, formula="pairs", providers=(*_OURS, "eager", "pytorch-metric-learning", "lightly"), seconds=0.15),
+        *(
+            _cell(rows, width, dtype, providers=_MANY, seconds=0.1)
+            for rows in (4096, 16384, 65536, 262144)
+            for width in WIDTHS
+            if width != 256
+            for dtype in ("float32", "bfloat16")
+        ),
     ]
     return cells
 

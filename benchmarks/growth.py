@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,11 @@ class Predictor:
 
     def predict(self, provider: Provider, cell: Cell, work: float) -> Prediction | None:
         """None where nothing alike was measured."""
-        alike = (known for (name, formula, _), known in self._known.items() if (name, formula) == (provider.name, cell.formula))
+        alike = (
+            known
+            for (name, formula, _), known in self._known.items()
+            if (name, formula) == (provider.name, cell.formula)
+        )
         same = self._known.get((provider.name, cell.formula, cell.dtype))
         known = same or max(alike, key=lambda known: known.work, default=None)
         if known is None:
@@ -53,8 +57,8 @@ class Predictor:
         return Prediction(known.seconds * work / known.work, extra)
 
 
-def _elements(sizes: Any) -> float:
-    return math.prod(sizes.values())
+def _elements(sizes: Mapping[str, int]) -> float:
+    return float(math.prod(sizes.values()))
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:

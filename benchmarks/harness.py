@@ -20,11 +20,21 @@ import torch
 
 from benchmarks.cell import Call, Cell, Floor, Problem, Provider, Subject
 from benchmarks.growth import Prediction, Predictor, exponents
-from benchmarks.memory import OutOfMemory, Worker, is_out_of_memory, on_a_gpu
+from benchmarks.memory import Worker, is_out_of_memory, on_a_gpu
 from benchmarks.timing import interleaved, quantiles
 
 CALLS = 8  # made of one pass at least: memory, accuracy, warm-up, samples
 Row = dict[str, Any]
+Truth = tuple[float, Any, int]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A provider whose result is right: its calls, and what is known of it."""
+
+    provider: Provider
+    problem: Problem
+    values: Row
 
 
 @dataclass
@@ -70,6 +80,7 @@ class Harness:
 
     def __init__(self, device: str, budget: Budget, say: Callable[[str], None] = print) -> None:
         self._device, self._budget, self._say = device, budget, say
+        self._last: tuple[Cell, Truth] | None = None
         self._worker = Worker(budget.extra_bytes + (2 << 30))  # beside torch itself and the inputs
 
     def run(self, subject: Subject, cells: list[Cell]) -> dict[str, Any]:
@@ -97,50 +108,58 @@ class Harness:
     def _cell(self, subject: Subject, cell: Cell, providers: list[Provider], predictor: Predictor) -> list[Row]:
         rows: list[Row] = []
 
-        def note(provider: Provider, status: str, names: tuple[str, ...] = cell.passes, **values: Any) -> None:
+        def note(provider: Provider, name: str, values: Row) -> None:
             head = {"subject": cell.subject, "formula": cell.formula, "provider": provider.name}
-            head |= {"device": self._device, "dtype": cell.dtype, "sizes": dict(cell.sizes)}
-            rows.extend({**head, "pass": name, "status": status, **values} for name in names)
+            rows.append(
+                head | {"device": self._device, "dtype": cell.dtype, "sizes": dict(cell.sizes), "pass": name} | values
+            )
 
-        if self._device == "cuda":
-            torch.cuda.empty_cache()
-        problems: dict[str, tuple[Provider, Problem, dict[str, Any]]] = {}
-        truth = None
+        right: dict[str, _Checked] = {}
         for provider in providers:
             prediction = predictor.predict(provider, cell, subject.work(cell))
             if (reason := self._budget.objection(prediction)) is not None:
-                note(provider, "skipped", reason=reason, prediction=_plain(prediction))
-                continue
-            try:
-                extra = self._weigh(subject, cell, provider)
-                truth = truth or subject.truth(cell, self._device)
-                problem = subject.problem(cell, provider, self._device)
-                whole = truth[2] == cell.sizes["rows"]
-                checked = problem if whole else subject.problem(cell, provider, self._device, rows=truth[2])
-                with provider.settings():
-                    result = checked.result()
-            except Exception as error:  # whatever a peer raises is its result, and the others go on
-                status, reason = _failure(error)
-                note(provider, status, reason=reason)
-                continue
-            values = {"error": relative_error(result, truth), "error_rows": truth[2], "peak_extra_bytes": extra}
-            if not values["error"] <= subject.limit[cell.dtype]:  # a NaN is wrong
-                note(provider, "wrong", **values)
-                continue
-            problems[provider.name] = (provider, problem, values)
+                verdict: Row | _Checked = {"status": "skipped", "reason": reason, "prediction": _plain(prediction)}
+            else:
+                verdict = self._checked(subject, cell, provider)
+            if isinstance(verdict, _Checked):
+                right[provider.name] = verdict
+            else:
+                for name in cell.passes:
+                    note(provider, name, verdict)
         floor = subject.floor(cell, self._device)
         for name in cell.passes:
-            for provider, status, numbers in self._timed(cell, name, problems, floor):
-                if status == "ok":
-                    values = problems[provider.name][2]
-                    kept = values if name == "both" else {key: values[key] for key in ("error", "error_rows")}
-                    note(provider, "ok", (name,), **kept, **numbers)
-                    if name == "both":
-                        seconds = numbers["median_ms"] / 1e3
-                        predictor.learn(provider, cell, subject.work(cell), seconds, values["peak_extra_bytes"])
-                else:
-                    note(provider, status, (name,), **numbers)
+            for key, numbers in self._timed(cell, name, right, floor).items():
+                provider, values = right[key].provider, right[key].values
+                kept = values if name == "both" else {part: values[part] for part in ("error", "error_rows")}
+                note(provider, name, kept | numbers)
+                if name == "both" and numbers["status"] == "ok":
+                    seconds, extra = numbers["median_ms"] / 1e3, values["peak_extra_bytes"]
+                    predictor.learn(provider, cell, subject.work(cell), seconds, extra)
         return rows
+
+    def _checked(self, subject: Subject, cell: Cell, provider: Provider) -> Row | _Checked:
+        """The provider's calls, weighed and right; or the numbers of a row that says why not."""
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            extra = self._weigh(subject, cell, provider)
+            truth = self._truth(subject, cell)
+            problem = subject.problem(cell, provider, self._device)
+            whole = truth[2] == cell.sizes["rows"]
+            checked = problem if whole else subject.problem(cell, provider, self._device, rows=truth[2])
+            with provider.settings():
+                error = relative_error(checked.result(), truth)
+        except Exception as raised:  # whatever a peer raises is its result, and the others go on
+            return _failure(raised)
+        values = {"error": error, "error_rows": truth[2], "peak_extra_bytes": extra}
+        if error <= subject.limit[cell.dtype]:  # a NaN is not
+            return _Checked(provider, problem, values)
+        return {"status": "wrong", **values}
+
+    def _truth(self, subject: Subject, cell: Cell) -> Truth:
+        if self._last is None or self._last[0] is not cell:
+            self._last = (cell, subject.truth(cell, self._device))
+        return self._last[1]
 
     def _weigh(self, subject: Subject, cell: Cell, provider: Provider) -> int | None:
         if "both" not in cell.passes:
@@ -149,19 +168,16 @@ class Harness:
             return on_a_gpu(subject.problem(cell, provider, self._device))
         return self._worker.peak(subject.name, cell, provider.name)
 
-    def _timed(
-        self, cell: Cell, name: str, problems: Mapping[str, tuple[Provider, Problem, Any]], floor: Floor
-    ) -> list[tuple[Provider, str, Row]]:
-        """Provider, status and numbers of one pass."""
-        results: list[tuple[Provider, str, Row]] = []
+    def _timed(self, cell: Cell, name: str, right: Mapping[str, _Checked], floor: Floor) -> dict[str, Row]:
+        """Provider → numbers of one pass."""
+        numbers: dict[str, Row] = {}
         calls: dict[str, Call] = {}
-        for provider, problem, _ in problems.values():
+        for key, checked in right.items():
             try:
-                with provider.settings():
-                    calls[provider.name] = _within(provider, problem.call(name))
+                with checked.provider.settings():
+                    calls[key] = _within(checked.provider, checked.problem.call(name))
             except Exception as error:  # as above
-                status, reason = _failure(error)
-                results.append((provider, status, {"reason": reason}))
+                numbers[key] = _failure(error)
         floors = {f"floor: {what}": call for what, call in floor.calls.items()}
         times = interleaved(calls | floors, cell.seconds, self._device) if calls else {}
         medians = {}
@@ -169,23 +185,21 @@ class Harness:
             values = times.get(f"floor: {what}")
             if isinstance(values, list):
                 medians[what] = float(quantiles(values)["median_ms"])
-        least = floor.milliseconds(name, medians) if medians else None
+        least = floor.milliseconds(name, medians)
         for key in calls:
-            provider, values = problems[key][0], times[key]
+            values = times[key]
             if isinstance(values, Exception):
-                status, reason = _failure(values)
-                results.append((provider, status, {"reason": reason}))
+                numbers[key] = _failure(values)
                 continue
-            numbers: Row = {**quantiles(values), "floor_ms": least, "share_of_floor": None}
-            if least is not None:
-                numbers["share_of_floor"] = least / numbers["median_ms"]
+            row: Row = {"status": "ok", **quantiles(values), "floor_ms": least}
+            row["share_of_floor"] = None if least is None else least / row["median_ms"]
             if floor.unit is not None and medians:
-                numbers["passes"] = numbers["median_ms"] / floor.unit(medians)
-            results.append((provider, "ok", numbers))
-        return results
+                row["passes"] = row["median_ms"] / floor.unit(medians)
+            numbers[key] = row
+        return numbers
 
 
-def relative_error(result: tuple[float, Any], truth: tuple[float, Any, int]) -> float:
+def relative_error(result: tuple[float, Any], truth: Truth) -> float:
     """Of value and gradient, the larger."""
     value = abs(result[0] - truth[0]) / abs(truth[0])
     if truth[1] is None:
@@ -217,10 +231,10 @@ def _within(provider: Provider, call: Call) -> Call:
     return wrapped
 
 
-def _failure(error: Exception) -> tuple[str, str]:
-    if isinstance(error, OutOfMemory) or is_out_of_memory(error):
-        return "out of memory", str(error)[:300]
-    return "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _failure(error: Exception) -> Row:
+    if is_out_of_memory(error):
+        return {"status": "out of memory", "reason": str(error)[:300]}
+    return {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
 def _plain(prediction: Prediction | None) -> dict[str, float | None] | None:

@@ -38,7 +38,7 @@ def chunked(student: Tensor, teacher: Tensor, formula: str = "") -> Tensor:
     step = max(1, CHUNK // student.shape[1])
     total = student.new_zeros(())
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    for s, t in zip(student.split(step), teacher.split(step), strict=True):
+    for s, t in zip(torch.split(student, step), torch.split(teacher, step), strict=True):
         total = total + checkpoint(summed, s, t, **options)
     return total / len(student)
 

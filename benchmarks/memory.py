@@ -25,13 +25,13 @@ from benchmarks.cell import Call, Cell, Problem
 BLOCK = 1 << 16
 
 
-class OutOfMemory(Exception):
+class OutOfMemoryError(Exception):
     """The call needs more than there is."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an exception says."""
-    known = isinstance(error, (OutOfMemory, MemoryError, torch.OutOfMemoryError))
+    known = isinstance(error, (OutOfMemoryError, MemoryError, torch.OutOfMemoryError))
     return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
 
 
@@ -63,7 +63,7 @@ class Worker:
         """Peak extra bytes of one call.
 
         Raises:
-            OutOfMemory: it needs more than the limit, or the process was killed.
+            OutOfMemoryError: it needs more than the limit, or the process was killed.
             RuntimeError: whatever else the call raised.
         """
         if self._process is None or self._process.poll() is not None:
@@ -84,10 +84,10 @@ class Worker:
         answer = next((line for line in answers if line.startswith("answer ")), None)
         if answer is None:
             self._process.wait()
-            raise OutOfMemory("the process that measured it was killed")
+            raise OutOfMemoryError("the process that measured it was killed")
         kind, _, text = answer.removeprefix("answer ").strip().partition(" ")
         if kind == "memory":
-            raise OutOfMemory(text)
+            raise OutOfMemoryError(text)
         if kind == "error":
             raise RuntimeError(text)
         return int(text)

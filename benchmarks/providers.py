@@ -19,6 +19,7 @@ def ours(loss: Loss, try_out: Loss, formulas: tuple[str, ...] = ("",)) -> list[P
 
     Args:
         loss: the subject's inputs, the formula, and ``backend`` by keyword.
+        formulas: those that the operator computes.
         try_out: raises ValueError for a ``backend`` that does not have the operator on this device.
     """
     providers = [Provider("merc", lambda *x: loss(*x, backend=None), formulas=formulas)]
@@ -49,11 +50,7 @@ def absent(name: str, reason: str) -> Provider:
 
 
 def optional(name: str, module: str, make: Callable[[Any], Loss], **options: Any) -> Provider:
-    """A peer from a package that need not be installed.
-
-    Args:
-        make: the imported module → the loss.
-    """
+    """A peer from a package that need not be installed; ``make`` turns the imported module into the loss."""
     try:
         return Provider(name, make(importlib.import_module(module)), **options)
     except Exception as error:  # an import may fail in any way; the reason is the result

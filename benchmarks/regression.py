@@ -3,8 +3,8 @@
     python -m benchmarks.regression FOLDER [--tolerance 1.25]
 
 FOLDER holds new result files; a file is compared with the committed one of the same name. For each cell and pass that
-both have, the median of each of our providers is divided by that of a peer of its own run, ``eager`` or ``chunked``; a ratio that is
-larger than the committed one by more than the tolerance is reported, and the exit code is 1.
+both have, the median of each of our providers is divided by that of a peer of its own run, ``eager`` or ``chunked``; a
+ratio that is larger than the committed one by more than the tolerance is reported, and the exit code is 1.
 """
 
 from __future__ import annotations

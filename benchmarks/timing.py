@@ -74,7 +74,7 @@ def takes_part(index: int, rounds: int, total: int) -> bool:
 
 def _on_a_gpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times]:
     """`triton.testing.do_bench` in sweeps over all calls: events, and the L2 cache flushed before each call."""
-    from triton.testing import do_bench
+    from triton.testing import do_bench  # type: ignore[import-untyped]
 
     times: dict[str, Times] = {name: [] for name in calls}
     for sweep in range(3):

@@ -95,8 +95,11 @@ class TrainingStep:
         """Sizes ascend."""
         rows = [128] if scale == "quick" else [128, 1024, 4096] if device == "cpu" else [128, 1024, 4096, 16384]
         seconds = 0.2 if scale == "quick" or device == "cuda" else 1.5
-        some = ("merc", "merc:cpu", "merc:torch", "eager", "chunked") if scale == "quick" else None
-        return [Cell(self.name, {"rows": n}, providers=some, seconds=seconds) for n in rows]
+        some = ("merc", "merc:cpu", "merc:triton", "merc:cuda", "merc:torch", "eager", "chunked")
+        compiled_too = (*some, "torch.compile", "merc:reference")
+        return [
+            Cell(self.name, {"rows": n}, providers=compiled_too if n == 1024 else some, seconds=seconds) for n in rows
+        ]
 
     def providers(self, device: str) -> list[Provider]:
         """Our backends that have both operators; both losses in plain PyTorch."""
