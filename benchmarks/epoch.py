@@ -63,7 +63,7 @@ class EpochSubject:
 
     def cells(self, scale: str, device: str) -> list[Cell]:
         """The embedded corpus; a part of it for the quick scale."""
-        dialogues = 16 if scale == "quick" else 72
+        dialogues = 8 if scale == "quick" else 72
         some = ("merc", "merc:torch") if scale == "quick" else None
         return [Cell(self.name, {"rows": dialogues}, providers=some, seconds=0.1 if scale == "quick" else 4.0)]
 

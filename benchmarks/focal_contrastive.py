@@ -24,7 +24,9 @@ class FocalContrastive:
     """The subject."""
 
     name = "focal_contrastive"
-    floor_is = "2.5 passes over the matrix of similarities at the rate of a large matrix product"
+    floor_is = (
+        "0.5 passes over the matrix of similarities forward, 1.5 backward (on a GPU 2), at the rate of a large product"
+    )
     limit: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
 
     def cells(self, scale: str, device: str) -> list[Cell]:
@@ -36,7 +38,7 @@ class FocalContrastive:
                 _cell(512, formula="supcon", seconds=0.2, providers=("merc", "eager", "pytorch-metric-learning")),
                 _cell(64, formula="pairs", seconds=0.1, providers=("merc", "eager", "lightly")),
                 _cell(1 << 18, seconds=0.1, providers=_MANY),
-                _cell(64, formula="swfc", seconds=0.1, providers=(*_MANY, "loop over anchors", "torch.compile")),
+                _cell(64, formula="swfc", seconds=0.1, providers=(*_MANY, "loop over anchors")),
             ]
         return _gpu_cells() if device == "cuda" else _cpu_cells()
 

@@ -60,7 +60,7 @@ def parts(folder: Path) -> list[Part]:
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor has bounds of its own
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
     return [
-        Part("build", [python, "setup.py", "build_ext", "--inplace"], 200, 320, {"MERC_CUDA": "1"}),
+        Part("build", [python, "setup.py", "build_ext", "--inplace"], 200, 320, {"MERC_FORCE_CUDA": "1"}),
         Part("backends", [python, "-c", "import merc_kernels as m; print(m.backends())"], 60, 280),
         Part("tests", [python, *PYTEST], 100, 250),
         Part("benchmarks", [python, "-m", "benchmarks", "--device", "cuda", "--results", str(folder)], 300, 80),

@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    results = load(options.results)
+    results = [result for result in load(options.results) if result["scale"] == "full"]
     if not options.write and not options.check:
         print(readme_block(results))
         return 0

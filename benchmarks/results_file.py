@@ -22,12 +22,14 @@ def slug(device: str, threads: int | None = None) -> str:
     return "-".join([*words, *([] if threads is None else [str(threads), "threads"])])
 
 
-def store(run: Run, device: str, folder: Path = RESULTS) -> Path:
+def store(run: Run, device: str, folder: Path = RESULTS, scale: str = "full") -> Path:
     """Write a run, with the environment it was made in, into its device's file."""
     where = environment()
     name = where["gpu"] if device == "cuda" else where["cpu"]
-    path = folder / f"{slug(name, None if device == 'cuda' else where['threads'])}.json"
-    result = json.loads(path.read_text()) if path.exists() else {"device": name, "kind": device, "runs": []}
+    file = slug(name, None if device == "cuda" else where["threads"]) + ("" if scale == "full" else f"-{scale}")
+    path = folder / f"{file}.json"
+    start = {"device": name, "kind": device, "scale": scale, "runs": []}
+    result = json.loads(path.read_text()) if path.exists() else start
     runs = [old for old in result["runs"] if old["subject"] != run["subject"]] + [{**run, "environment": where}]
     result["runs"] = sorted(runs, key=lambda run: str(run["subject"]))
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,7 @@ def dumps(result: Result) -> str:
 
 
 def load(folder: Path = RESULTS) -> list[Result]:
-    """Every device's file, CPUs first."""
+    """Every file, CPUs first."""
     results = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted((x for x in results if "kind" in x), key=lambda result: (result["kind"] != "cpu", result["file"]))
 
