@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,16 +104,15 @@ def run(part: Part, left: float, log: IO[str]) -> Outcome:
 
 def _follow(process: subprocess.Popen[str], end: float, log: IO[str]) -> tuple[str, str]:
     """Copy the output until the process ends, or end it; its last line, and ``out of time`` where it was ended."""
-    import threading
-
     last = [""]
 
     def copy() -> None:
         assert process.stdout is not None
-        for text in process.stdout:
-            log.write(text)
-            print(text, end="", flush=True)
-            last[0] = text.strip() or last[0]
+        with process.stdout as lines:
+            for text in lines:
+                log.write(text)
+                print(text, end="", flush=True)
+                last[0] = text.strip() or last[0]
 
     reader = threading.Thread(target=copy, daemon=True)
     reader.start()

@@ -67,6 +67,7 @@ class Worker:
             RuntimeError: whatever else the call raised.
         """
         if self._process is None or self._process.poll() is not None:
+            self.close()
             command = [sys.executable, "-m", "benchmarks.memory", str(self._limit)]
             environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)}
             self._process = subprocess.Popen(
@@ -94,9 +95,11 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None and self._process.poll() is None:
-            _pipes(self._process)[0].close()
+        if self._process is not None:
+            for pipe in _pipes(self._process):
+                pipe.close()
             self._process.wait(timeout=60)
+            self._process = None
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
