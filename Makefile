@@ -81,7 +81,7 @@ $(VENV)/.torch:
 
 $(VENV)/.model: EXTRA = model
 $(VENV)/.dev: EXTRA = dev
-$(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(wildcard csrc/* csrc/*/*) $(VENV)/.torch
+$(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(wildcard csrc/* csrc/*/* csrc/*/*/*) $(VENV)/.torch
 	@echo "Installing merc-kdc[$(EXTRA)] ..."
 	@touch $(VENV)/.unfinished
 	@$(PIP) --no-build-isolation --editable ".[$(EXTRA)]"

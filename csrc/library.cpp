@@ -29,4 +29,11 @@ STABLE_TORCH_LIBRARY(merc, m) {
       "float gamma, int focal, bool detach_focal, bool prototype_anchors, bool ref_only, bool normalize, "
       "int ignore_index, bool embeddings_grad, bool prototypes_grad, bool refs_grad, bool temperature_grad) "
       "-> (Tensor embeddings_grad, Tensor prototypes_grad, Tensor refs_grad, Tensor temperature_grad)");
+  // The loss as one number and its gradients, in the type it is computed in: for small batches, on the CPU alone.
+  m.def(
+      "focal_contrastive_with_gradients(Tensor embeddings, Tensor labels, Tensor? prototypes, Tensor? refs, "
+      "Tensor? ref_labels, Tensor? class_weights, Tensor? temperature_tensor, float temperature, float gamma, "
+      "int focal, bool detach_focal, bool prototype_anchors, bool ref_only, bool normalize, int ignore_index, "
+      "int reduction, bool embeddings_grad, bool prototypes_grad, bool refs_grad, bool temperature_grad) "
+      "-> (Tensor loss, Tensor embeddings_grad, Tensor prototypes_grad, Tensor refs_grad, Tensor temperature_grad)");
 }

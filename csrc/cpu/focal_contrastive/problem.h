@@ -7,11 +7,15 @@
 #include <cstdint>
 #include <optional>
 
-#include "../checks.h"
-#include "../focal.h"
-#include "focal_contrastive_layout.h"
+#include "../../checks.h"
+#include "../../focal.h"
+#include "layout.h"
 
 namespace merc::cpu {
+
+// Numbers a row of a tile is padded to: the widest vector.
+constexpr int64_t kLanes = 16;
+constexpr int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // A tile of cosines: `rows` by `columns` of all rows, `stride` apart in memory.
 struct View {
@@ -22,6 +26,7 @@ struct View {
   int64_t stride;
 
   bool both() const { return diagonal || mutual; }  // whether a column is an anchor too
+  int32_t padded() const { return static_cast<int32_t>(whole(columns.size())); }
 };
 
 // s' of a cosine.

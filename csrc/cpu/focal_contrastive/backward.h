@@ -1,0 +1,188 @@
+// The backward pass: the matrix M tile by tile, its products with the unit rows, and their way back to the arguments.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "forward.h"
+
+namespace merc::cpu {
+namespace {
+
+// What the backward pass makes of the saved numbers.
+template <class A>
+struct Saved {
+  std::vector<A> a, most, log_e, u;
+
+  explicit Saved(int64_t rows) : a(rows + kLanes), most(rows + kLanes), log_e(rows + kLanes), u(rows + kLanes) {}
+  Weights<A> at(int64_t row) const {
+    return {a.data() + row, {most.data() + row, log_e.data() + row}, u.data() + row};
+  }
+};
+
+template <class A>
+Saved<A> weigh(
+    const Batch<A>& batch, const Tensor& grad, const Tensor& divisor, const Tensor& stats, Options<A>& options) {
+  const Sizes& sizes = batch.arguments().sizes;
+  const auto* grads = static_cast<const A*>(grad.const_data_ptr());
+  const double by = *static_cast<const A*>(divisor.const_data_ptr());
+  const auto* numbers = static_cast<const A*>(stats.const_data_ptr());
+  Saved<A> saved(batch.rows());
+  bool finite = true;
+  for (int64_t row = 0; row < batch.rows(); ++row) {
+    const A* number = numbers + row * kNumbers;
+    saved.most[row] = number[0];
+    saved.log_e[row] = number[3];
+    if (batch.order()[row] < 0 || number[0] == std::numeric_limits<A>::infinity()) {
+      continue;
+    }
+    const int64_t at =
+        grad.dim() == 0 ? 0 : row / sizes.rows() * sizes.embeddings + Layout::source(batch.order()[row]);
+    const double weight = number[2] * (grads[at] / by);
+    saved.a[row] = static_cast<A>(weight);
+    saved.u[row] = static_cast<A>(weight * number[1] * (options.bounded ? std::exp(-double{number[3]}) : 1));
+    finite = finite && std::isfinite(saved.u[row]);
+  }
+  if (options.bounded && !finite) {  // a large weight of a row that is far from all others
+    options.bounded = false;
+    return weigh(batch, grad, divisor, stats, options);
+  }
+  return saved;
+}
+
+// M Z, (groups x rows, D), of the segments that are wanted; and sum W s, where that is. The first tile of a block sets
+// its rows, the others add.
+template <class A>
+Tensor multiply_tiles(
+    Batch<A>& batch, const Options<A>& options, const Saved<A>& saved, const bool (&wanted)[kSegments],
+    double* of_temperature) {
+  const Kernels<A> kernel = kernels<A>();
+  const Layout& layout = batch.layout();
+  const int64_t width = batch.arguments().width;
+  const bool any = wanted[0] || wanted[1] || wanted[2];
+  Tensor gradient = empty({any ? batch.rows() : 0, width}, kType<A>);
+  auto* of_rows = static_cast<A*>(gradient.mutable_data_ptr());
+  std::vector<std::unique_ptr<Matrix<A>>> gradients(layout.blocks().size());
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    const Block& block = layout.blocks()[i];
+    if (!wanted[block.segment]) {
+      continue;
+    }
+    A* data = of_rows + block.rows.begin * width;
+    gradients[i] = std::make_unique<Matrix<A>>(data, block.rows.size(), width, width);
+    if (block.tiles == 0) {
+      std::fill_n(data, block.rows.size() * width, A(0));
+    }
+  }
+  const Tensor scratch = batch.scratch(3);
+  std::vector<double> sums_of_tiles(of_temperature ? layout.tiles().size() : 0);
+  const auto accumulate = [&](int block, int position, const Matrix<A>& tile, const Matrix<A>& other) {
+    if (!gradients[block]) {
+      return;
+    }
+    position == 0 ? gradients[block]->set_product(tile, other) : gradients[block]->add_product(tile, other);
+  };
+  run_tiles(
+      layout, batch.workers(),
+      [&](const Tile& tile, int64_t worker) {
+        A* data = batch.tile(tile, worker);
+        const View view = batch.cosines(tile, data);
+        const double sum = kernel.matrix_tile(
+            view, options, data, saved.at(view.rows.begin), saved.at(view.columns.begin), of_temperature != nullptr,
+            batch.scratch_of(scratch, worker));
+        if (of_temperature) {
+          sums_of_tiles[&tile - layout.tiles().data()] = sum;
+        }
+      },
+      [&](const Tile& tile, int64_t worker) {
+        const A* data = batch.tile(tile, worker);
+        const int64_t height = layout.blocks()[tile.rows].rows.size();
+        const int64_t across = layout.blocks()[tile.columns].rows.size();
+        accumulate(
+            tile.rows, tile.row_position, Matrix<A>(data, height, across, batch.stride()), batch.of(tile.columns));
+        if (!tile.diagonal()) {
+          accumulate(
+              tile.columns, tile.column_position, Matrix<A>(data, across, height, 1, batch.stride()),
+              batch.of(tile.rows));
+        }
+      });
+  for (const double sum : sums_of_tiles) {
+    *of_temperature += sum;
+  }
+  return gradient;
+}
+
+// Of the rows' gradient, what falls to an argument: (dZ - (z.dZ) z) / |x|, summed over the groups that share it.
+template <class A>
+Tensor unpack(
+    const Batch<A>& batch, const Source& source, const std::vector<int64_t>& place, const A* of_rows, ScalarType type) {
+  const Kernels<A> kernel = kernels<A>();
+  const Arguments& arguments = batch.arguments();
+  const int64_t rows = arguments.sizes.rows(), width = arguments.width;
+  const auto size = source.tensor->sizes();
+  Tensor tensor = empty(std::vector<int64_t>(size.begin(), size.end()), type);
+  auto* data = static_cast<char*>(tensor.mutable_data_ptr());
+  const int64_t bytes = width * static_cast<int64_t>(tensor.element_size());
+  const int64_t copies = source.shared() ? 1 : arguments.sizes.groups;
+  const int64_t groups = source.shared() ? arguments.sizes.groups : 1;
+  torch::stable::parallel_for(0, copies * source.rows, 32768 / width + 1, [&](int64_t begin, int64_t end) {
+    std::vector<A> sum(width);
+    for (int64_t i = begin; i < end; ++i) {
+      std::fill(sum.begin(), sum.end(), A(0));
+      for (int64_t group = i / source.rows; group < i / source.rows + groups; ++group) {
+        const int64_t row = place[group * rows + source.first + i % source.rows];
+        if (row >= 0) {
+          kernel.add_row_gradient(
+              of_rows + row * width, batch.unit_rows() + row * width, batch.lengths()[row], width, arguments.normalize,
+              1 / static_cast<A>(arguments.temperature), sum.data());
+        }
+      }
+      kernel.store_row(sum.data(), width, type, data + i * bytes);
+    }
+  });
+  return tensor;
+}
+
+// Of embeddings, prototypes, refs and temperature, as far as wanted; `exact`: as they were computed, not in the
+// arguments' types.
+template <class A>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    Batch<A>& batch, const Tensor& grad, const Tensor& divisor, const Tensor& stats, const bool (&wanted)[4],
+    bool exact) {
+  const Arguments& arguments = batch.arguments();
+  const Sizes& sizes = arguments.sizes;
+  const int64_t rows = sizes.rows();
+  Options<A> options = arguments.options<A>();
+  const Saved<A> saved = weigh(batch, grad, divisor, stats, options);
+  const bool of_segments[] = {wanted[0] || (sizes.prototype_anchors && wanted[1]), wanted[1], wanted[2]};
+  double sum = 0;
+  const Tensor gradient = multiply_tiles(batch, options, saved, of_segments, wanted[3] ? &sum : nullptr);
+
+  std::vector<int64_t> place(batch.rows(), -1);  // of each row of the arguments
+  for (int64_t row = 0; row < batch.rows(); ++row) {
+    if (batch.order()[row] >= 0) {
+      place[row / rows * rows + Layout::source(batch.order()[row])] = row;
+    }
+  }
+  const auto of = [&](int number) {
+    const Source& source = arguments.sources[number];
+    const ScalarType type = source.tensor && !exact ? source.tensor->scalar_type() : kType<A>;
+    if (!wanted[number] || !source.tensor) {
+      return empty({0}, type);
+    }
+    return unpack(batch, source, place, static_cast<const A*>(gradient.const_data_ptr()), type);
+  };
+  Tensor of_temperature = empty(wanted[3] ? std::vector<int64_t>{} : std::vector<int64_t>{0}, kType<A>);
+  if (wanted[3]) {
+    *static_cast<A*>(of_temperature.mutable_data_ptr()) = static_cast<A>(-sum / arguments.temperature);
+  }
+  return {of(0), of(1), of(2), of_temperature};
+}
+
+}  // namespace
+}  // namespace merc::cpu

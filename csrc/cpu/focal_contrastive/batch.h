@@ -1,0 +1,172 @@
+// The rows of a call, laid out and normalised, as both passes see them; and the memory of their tiles.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "../allocate.h"
+#include "../matrix_product.h"
+#include "kernels.h"
+#include "layout.h"
+#include "problem.h"
+#include "queue.h"
+
+namespace merc::cpu {
+namespace {
+
+// The labels of all rows, group after group, `dropped` where they are none of `classes` (if that is known).
+inline std::vector<int64_t> all_labels(
+    const Sizes& sizes, const Tensor& labels, const std::optional<Tensor>& ref_labels, int64_t classes,
+    int64_t dropped) {
+  std::vector<int64_t> all;
+  all.reserve(sizes.groups * sizes.rows());
+  const auto append = [&](const Tensor& from, int64_t group, int64_t rows) {
+    const auto* data = static_cast<const int64_t*>(from.const_data_ptr()) + (from.dim() == 2 ? group * rows : 0);
+    for (int64_t i = 0; i < rows; ++i) {
+      all.push_back(classes < 0 || (data[i] >= 0 && data[i] < classes) ? data[i] : dropped);
+    }
+  };
+  for (int64_t group = 0; group < sizes.groups; ++group) {
+    append(labels, group, sizes.embeddings);
+    for (int64_t c = 0; c < sizes.prototypes; ++c) {
+      all.push_back(c);
+    }
+    if (ref_labels) {
+      append(*ref_labels, group, sizes.refs);
+    }
+  }
+  return all;
+}
+
+template <class A>
+constexpr ScalarType kType = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
+
+template <class A>
+class Batch {
+ public:
+  // From the arguments. `keep`: the cosines of all tiles stay in memory from one pass to the next.
+  Batch(const Arguments& arguments, const std::vector<int64_t>& labels, int64_t dropped, bool keep)
+      : Batch(
+            arguments, empty({arguments.sizes.groups, arguments.sizes.rows(), arguments.width}, kType<A>),
+            empty({arguments.sizes.groups, arguments.sizes.rows()}, kType<A>), sorted(arguments.sizes, labels, dropped),
+            keep) {
+    pack(static_cast<A*>(z_.mutable_data_ptr()), static_cast<A*>(norms_.mutable_data_ptr()));
+  }
+
+  // As a forward pass left them.
+  Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index, bool keep = false)
+      : arguments_(arguments),
+        z_(std::move(z)),
+        norms_(std::move(norms)),
+        index_(std::move(index)),
+        layout_(arguments.sizes, order()),
+        keep_(keep),
+        workers_(torch::stable::get_num_threads()),
+        stride_(std::max(whole(layout_.largest_block()), kLanes)),
+        tiles_(empty({keep ? static_cast<int64_t>(layout_.tiles().size()) : workers_, stride_, stride_}, kType<A>)) {
+    const int64_t width = arguments.width;
+    for (const Block& block : layout_.blocks()) {
+      const A* data = unit_rows() + block.rows.begin * width;
+      matrices_.push_back(std::make_unique<Matrix<A>>(data, block.rows.size(), width, width));
+      transposed_.push_back(std::make_unique<Matrix<A>>(data, width, block.rows.size(), 1, width));
+    }
+  }
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+
+  const Arguments& arguments() const { return arguments_; }
+  const Layout& layout() const { return layout_; }
+  int64_t rows() const { return arguments_.sizes.groups * arguments_.sizes.rows(); }
+  int64_t workers() const { return workers_; }
+  int64_t stride() const { return stride_; }
+  const Tensor& z() const { return z_; }
+  const Tensor& norms() const { return norms_; }
+  const Tensor& index() const { return index_; }
+  const A* unit_rows() const { return static_cast<const A*>(z_.const_data_ptr()); }
+  const A* lengths() const { return static_cast<const A*>(norms_.const_data_ptr()); }
+  const int64_t* order() const { return static_cast<const int64_t*>(index_.const_data_ptr()); }
+  const Matrix<A>& of(int block) const { return *matrices_[block]; }
+
+  // Memory for `rows` rows of a tile, for each worker.
+  Tensor scratch(int64_t rows) const { return empty({workers_, rows, stride_}, kType<A>); }
+  A* scratch_of(const Tensor& scratch, int64_t worker) const {
+    return static_cast<A*>(scratch.mutable_data_ptr()) + worker * scratch.size(1) * stride_;
+  }
+
+  A* tile(const Tile& tile, int64_t worker) const {
+    const int64_t number = keep_ ? &tile - layout_.tiles().data() : worker;
+    return static_cast<A*>(tiles_.mutable_data_ptr()) + number * stride_ * stride_;
+  }
+
+  // Has the cosines of a tile there, unless they were kept.
+  View cosines(const Tile& tile, A* to) const {
+    const Block &rows = layout_.blocks()[tile.rows], &columns = layout_.blocks()[tile.columns];
+    const View view{&layout_, rows.rows, columns.rows, columns.segment, tile.diagonal(), tile.mutual, stride_};
+    if (kept_) {
+      return view;
+    }
+    const int64_t height = rows.rows.size(), n = columns.rows.size();
+    Matrix<A>(to, height, n, stride_).set_product(*matrices_[tile.rows], *transposed_[tile.columns]);
+    for (int64_t i = 0; i < height; ++i) {
+      A* row = to + i * stride_;
+      std::fill(row + n, row + view.padded(), -std::numeric_limits<A>::infinity());
+      if (view.diagonal) {
+        row[i] = -std::numeric_limits<A>::infinity();
+      }
+    }
+    return view;
+  }
+
+  // All tiles have their cosines.
+  void passed() { kept_ = keep_; }
+
+ private:
+  static Tensor sorted(const Sizes& sizes, const std::vector<int64_t>& labels, int64_t dropped) {
+    Tensor index = empty({sizes.groups, sizes.rows()}, ScalarType::Long);
+    auto* order = static_cast<int64_t*>(index.mutable_data_ptr());
+    for (int64_t group = 0; group < sizes.groups; ++group) {
+      const int64_t first = group * sizes.rows();
+      Layout::sort_group(sizes, labels.data() + first, dropped, order + first);
+    }
+    return index;
+  }
+
+  void pack(A* z, A* norms) const {
+    const Kernels<A> kernel = kernels<A>();
+    const int64_t rows = arguments_.sizes.rows(), width = arguments_.width;
+    each_row(this->rows(), width, [&](int64_t row) {
+      if (order()[row] < 0) {
+        norms[row] = 0;
+        return;
+      }
+      const int64_t from = Layout::source(order()[row]);
+      const Source* source = arguments_.sources;
+      while (from >= source->first + source->rows || !source->tensor) {
+        ++source;
+      }
+      const Tensor& tensor = *source->tensor;
+      const int64_t at = (source->shared() ? 0 : row / rows * source->rows) + from - source->first;
+      const char* data = static_cast<const char*>(tensor.const_data_ptr()) +
+                         at * width * static_cast<int64_t>(tensor.element_size());
+      norms[row] = kernel.unit_row(data, tensor.scalar_type(), width, arguments_.normalize, z + row * width);
+    });
+  }
+
+  const Arguments& arguments_;
+  Tensor z_, norms_, index_;
+  Layout layout_;
+  bool keep_, kept_ = false;
+  int64_t workers_, stride_;
+  Tensor tiles_;
+  std::vector<std::unique_ptr<Matrix<A>>> matrices_, transposed_;
+};
+
+}  // namespace
+}  // namespace merc::cpu
