@@ -1,7 +1,8 @@
 """The operators ``merc::focal_contrastive`` (C++: cpu, cuda) and ``merc::focal_contrastive_torch``, with autograd.
 
 Both have the schema of csrc/library.cpp. The forward pass keeps the unit rows and four numbers of each, from which the
-backward pass recomputes the matrix tile by tile.
+backward pass recomputes the matrix tile by tile. Where one scalar is wanted of a small batch on the CPU, both passes
+run at once and nothing is recomputed: ``merc::focal_contrastive_with_gradients``.
 """
 
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import _checks, _library
+from merc_kernels._ops.direct import below_autograd, direct
 from merc_kernels._ops.once import differentiable_once, refuse
 from merc_kernels._torch import focal_contrastive as chunked
 
@@ -30,6 +32,7 @@ _BACKWARD = (
 )
 _DIFFERENTIABLE = (0, 2, 3, 6)  # embeddings, prototypes, refs, temperature_tensor
 _ARGUMENTS = 16  # of the forward operator
+_SMALL = 1 << 22  # pairs of rows of a batch that both passes serve at once: 16 MB of cosines
 
 
 class _Operator(NamedTuple):
@@ -81,6 +84,15 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
         for x, grad in zip(arguments[6:9], wanted, strict=True)
     ]
     return *gradients, embeddings.new_empty(() if temperature_grad else 0, dtype=dtype)
+
+
+def _fake_with_gradients(embeddings: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    dtype = _accumulate(embeddings)
+    inputs = (embeddings, *(others[i - 1] for i in _DIFFERENTIABLE[1:]))
+    return embeddings.new_empty((), dtype=dtype), *(
+        embeddings.new_empty(x.shape if x is not None and wanted else 0, dtype=dtype)
+        for x, wanted in zip(inputs, others[-4:], strict=True)
+    )
 
 
 def _accumulate(embeddings: Tensor) -> torch.dtype:
@@ -142,6 +154,7 @@ def _register(name: str, short_rows: str | None) -> _Operator:
 
 def _function(operator: _Operator) -> Any:
     """An autograd.Function over ``operator``: the same, at a third of the overhead that registered autograd has."""
+    forward_operator = below_autograd(operator.forward)
 
     class FocalContrastive(torch.autograd.Function):
         @staticmethod
@@ -155,8 +168,7 @@ def _function(operator: _Operator) -> Any:
         ) -> Tensor:
             labels, ref_labels, class_weights, *options = others
             inputs = (embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature, *options)
-            with torch._C._AutoDispatchBelowAutograd():
-                output = operator.forward(*inputs)
+            output = forward_operator(*inputs)
             _keep(ctx, inputs, output)
             loss: Tensor = output[0]
             return loss
@@ -168,11 +180,58 @@ def _function(operator: _Operator) -> Any:
     return FocalContrastive.apply
 
 
+def _function_of_small_batches() -> Any:
+    """The same over ``merc::focal_contrastive_with_gradients``: the gradients are there before they are asked for."""
+    name = "focal_contrastive_with_gradients"
+    both = direct(name, getattr(torch.ops.merc, name).default, tensors=7)
+
+    class FocalContrastiveWithGradients(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any,
+            embeddings: Tensor,
+            prototypes: Tensor | None,
+            refs: Tensor | None,
+            temperature: Tensor | None,
+            others: tuple[Any, ...],
+        ) -> Tensor:
+            labels, ref_labels, class_weights, *options = others
+            tensors = (embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature)
+            ctx.options = (*options, *ctx.needs_input_grad[:4])
+            loss: Tensor
+            loss, *ctx.gradients = both(*tensors, *ctx.options)
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*tensors)
+            return loss
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+            tensors = ctx.saved_tensors
+            if grad is None:
+                return (None,) * 5
+            gradients, ctx.gradients = ctx.gradients or both(*tensors, *ctx.options)[1:], None
+            if not (_checks.eager(grad) and grad.item() == 1):  # as they are, they are their owner's
+                ctx.gradients, gradients = gradients, [x * grad for x in gradients]
+            inputs = [tensors[i] for i in _DIFFERENTIABLE]
+            present = [x for x in inputs if x is not None]
+            again = torch.is_grad_enabled()
+            result: list[Tensor | None] = [None] * 5
+            for i, (x, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+                if ctx.needs_input_grad[i]:
+                    gradient = gradient.to(x.dtype)
+                    result[i] = differentiable_once(gradient, grad, *present) if again else gradient
+            return tuple(result)
+
+    return FocalContrastiveWithGradients.apply
+
+
 _calls: dict[str, tuple[Any, Any]] = {}  # backend -> in eager mode, in a trace
 
 if _library.build() is not None:
     _operator = _register("focal_contrastive", short_rows="cuda")
     _calls["cpu"] = _calls["cuda"] = (_function(_operator), _operator.forward)
+    torch.library.register_fake("merc::focal_contrastive_with_gradients", _fake_with_gradients)
+    _of_small_batches = _function_of_small_batches()
 
 
 _library_of_torch: Any = torch.library.Library("merc", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -254,8 +313,20 @@ def focal_contrastive(
     in_eager_mode, in_a_trace = _calls[backend]
     loss: Tensor
     if _checks.eager(*floating):
+        if backend == "cpu" and reduction != "none" and _is_small(*vectors) and _wants_gradients(*floating):
+            in_eager_mode = _of_small_batches
         loss = in_eager_mode(*vectors, temperature_tensor, (labels, ref_labels, *options))
     else:
         weights, *rest = options
         loss = in_a_trace(embeddings, labels, *vectors[1:], ref_labels, weights, temperature_tensor, *rest)[0]
     return loss
+
+
+def _is_small(embeddings: Tensor, *others: Tensor | None) -> bool:
+    rows = embeddings.shape[-2] + sum(x.shape[-2] for x in others if x is not None)
+    groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
+    return groups * rows * rows <= _SMALL
+
+
+def _wants_gradients(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

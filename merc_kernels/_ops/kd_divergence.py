@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import _checks, _library
+from merc_kernels._ops.direct import below_autograd, direct
 from merc_kernels._ops.once import differentiable_once, refuse
 
 _DIRECTIONS = {"forward": 0, "reverse": 1, "js": 2}
@@ -148,40 +149,11 @@ def _function(operator: _Operator, forward: Any) -> Any:
     return KDDivergence.apply
 
 
-def _dispatched(operator: _Operator) -> Any:
-    def forward(*inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.forward(*inputs)
-
-    return forward
-
-
-def _direct(operator: _Operator) -> Any:
-    """``operator.forward``; on CPU tensors past the dispatcher, which takes longer than 512 rows of 6 classes do."""
-    dispatched, call = _dispatched(operator), _library.extension().kd_divergence
-    handles = getattr(torch._C, "_aoti", None)  # private to torch: without it, the dispatcher's way
-    give = getattr(handles, "unsafe_alloc_void_ptr_from_tensor", None)  # a handle, which whoever receives it owns
-    take = getattr(handles, "alloc_tensors_by_stealing_from_void_ptrs", None)  # its sibling for one tensor leaks it
-    if give is None or take is None:
-        return dispatched
-    modes, is_tracing = torch._C._len_torch_dispatch_stack, torch._C._is_tracing
-
-    def forward(student: Tensor, teacher: Tensor, *others: Any) -> Any:
-        if not student.is_cpu or modes() > 0 or is_tracing():  # a mode or a trace wants to see what runs
-            return dispatched(student, teacher, *others)
-        a, b, c, *options = others
-        if a is not None or b is not None or c is not None:
-            a, b, c = (None if x is None else give(x) for x in (a, b, c))
-        return take(call(give(student), give(teacher), a, b, c, *options))
-
-    return forward
-
-
 _calls: dict[str, tuple[Any, Any]] = {}  # operator name -> in eager mode, in a trace
 
 if _library.build() is not None:
     _operator = _register("kd_divergence")
-    _calls["kd_divergence"] = (_function(_operator, _direct(_operator)), _operator.forward)
+    _calls["kd_divergence"] = (_function(_operator, direct("kd_divergence", _operator.forward, 5)), _operator.forward)
 
 
 def _call(backend: str) -> tuple[Any, Any]:
@@ -194,7 +166,7 @@ def _call(backend: str) -> tuple[Any, Any]:
         library.impl("kd_divergence_triton", kernels.kd_divergence, "CompositeExplicitAutograd")
         library.impl("kd_divergence_triton_backward", kernels.kd_divergence_backward, "CompositeExplicitAutograd")
         operator = _register("kd_divergence_triton")
-        _calls["kd_divergence_triton"] = (_function(operator, _dispatched(operator)), operator.forward)
+        _calls["kd_divergence_triton"] = (_function(operator, below_autograd(operator.forward)), operator.forward)
         _libraries.append(library)
     return _calls["kd_divergence_triton" if backend == "triton" else "kd_divergence"]
 

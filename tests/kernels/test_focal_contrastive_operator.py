@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.export import Dim
 
 from merc_kernels import FocalContrastiveLoss, _library, backends, focal_contrastive_loss, reference
+from merc_kernels._ops import focal_contrastive as _ops
 from tests.kernels import focal_cases, grid
 from tests.numerics import error
 
-BACKENDS = [
-    pytest.param("cpu", marks=pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])),
-    "torch",
-]
+needs_cpu = pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])
+BACKENDS = [pytest.param("cpu", marks=needs_cpu), "torch"]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -36,6 +35,30 @@ CASES = grid.cover({**focal_cases.OPTIONS, "size": focal_cases.SIZES}, focal_cas
 @pytest.mark.parametrize("case", CASES, ids=map(grid.title, CASES))
 def test_equals_the_reference(case, backend):
     focal_cases.check(focal_cases.build(case), fused(backend))
+
+
+@needs_cpu
+@pytest.mark.parametrize("case", CASES, ids=map(grid.title, CASES))
+def test_both_passes_at_once_give_the_same_bits(case, monkeypatch):
+    options = focal_cases.build(case)
+    at_once = focal_cases.value_and_gradients(fused("cpu"), options, 2.0)
+    monkeypatch.setattr(_ops, "_SMALL", 0)
+    apart = focal_cases.value_and_gradients(fused("cpu"), options, 2.0)
+    assert all(torch.equal(at_once[name], value) for name, value in apart.items())
+
+
+@needs_cpu
+def test_a_gradient_that_was_there_belongs_to_who_asks():
+    x, y = rows(40), torch.arange(40) % 3
+    loss = focal_contrastive_loss(x, y, backend="cpu")
+    truth = 2 * torch.autograd.grad(loss, x, torch.tensor(0.5), retain_graph=True)[0]
+    for scale in (1.0, 0.25, 1.0):
+        gradient = torch.autograd.grad(loss, x, torch.tensor(scale), retain_graph=True)[0]
+        torch.testing.assert_close(gradient, scale * truth)
+        gradient.zero_()
+    torch.autograd.grad(loss, x)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, x)
 
 
 @pytest.mark.full
@@ -57,7 +80,7 @@ def test_many_blocks(size, focal, backend):
         focal_cases.check(focal_cases.build({**case, "use": use, "temperature": temperature}), fused(backend))
 
 
-@pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])
+@needs_cpu
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     usual = _library._C.isa()
@@ -292,6 +315,8 @@ def test_opcheck(case, backend):
     loss, *numbers = getattr(torch.ops.merc, name)(*plain)
     inputs = (plain[0], *plain[2:4], *plain[6:-1])
     wanted = (True, plain[2] is not None, plain[3] is not None, plain[6] is not None)
+    if backend == "cpu" and plain[-1] != 0:
+        torch.library.opcheck(torch.ops.merc.focal_contrastive_with_gradients.default, (*plain, *wanted))
     backward = (torch.ones_like(loss), *numbers, *inputs, *wanted)
     torch.library.opcheck(getattr(torch.ops.merc, f"{name}_backward").default, backward)
 
@@ -372,7 +397,7 @@ def test_transforms_run_on_the_reference_or_are_refused(backend):
         ({"reduction": 4}, "reduction: expected 0, 1, 2 or 3, got 4"),
     ],
 )
-@pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])
+@needs_cpu
 def test_the_operator_checks_what_it_reads(change, message):
     usual = {"embeddings": torch.randn(5, 7), "labels": torch.zeros(5, dtype=torch.int64)}
     usual |= dict.fromkeys(("prototypes", "refs", "ref_labels", "class_weights", "temperature_tensor"))
