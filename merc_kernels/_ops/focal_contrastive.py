@@ -245,6 +245,32 @@ _operator = _register("focal_contrastive_torch", short_rows=None)
 _calls["torch"] = (_function(_operator), _operator.forward)
 
 
+@_checks.remembered
+def _options(
+    gamma: float,
+    focal: str,
+    detach_focal: bool,
+    prototype_anchors: bool,
+    ref_only: bool,
+    normalize: bool,
+    ignore_index: int,
+    reduction: str,
+) -> tuple[float, int, bool, bool, bool, bool, int, int]:
+    """The options, checked, as the operators take them."""
+    _checks.focal_contrastive_options(
+        gamma=gamma,
+        focal=focal,
+        detach_focal=detach_focal,
+        prototype_anchors=prototype_anchors,
+        ref_only=ref_only,
+        normalize=normalize,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    flags = (detach_focal, prototype_anchors, ref_only, normalize)
+    return float(gamma), _FOCALS[focal], *flags, ignore_index, _REDUCTIONS[reduction]
+
+
 def focal_contrastive(
     embeddings: Tensor,
     labels: Tensor,
@@ -265,16 +291,7 @@ def focal_contrastive(
     reduction: str,
 ) -> Tensor:
     """`merc_kernels.focal_contrastive_loss` on a fused backend."""
-    _checks.focal_contrastive_options(
-        gamma=gamma,
-        focal=focal,
-        detach_focal=detach_focal,
-        prototype_anchors=prototype_anchors,
-        ref_only=ref_only,
-        normalize=normalize,
-        ignore_index=ignore_index,
-        reduction=reduction,
-    )
+    options = _options(gamma, focal, detach_focal, prototype_anchors, ref_only, normalize, ignore_index, reduction)
     _checks.focal_contrastive_tensors(
         embeddings,
         labels,
@@ -296,18 +313,7 @@ def focal_contrastive(
         prototypes = None if prototypes is None else prototypes.double()
         ref_embeddings = None if ref_embeddings is None else ref_embeddings.double()
     dtype = _accumulate(embeddings)
-    options = (
-        None if class_weights is None else class_weights.detach().to(dtype),
-        float(temperature),
-        float(gamma),
-        _FOCALS[focal],
-        detach_focal,
-        prototype_anchors,
-        ref_only,
-        normalize,
-        ignore_index,
-        _REDUCTIONS[reduction],
-    )
+    weights = None if class_weights is None else class_weights.detach().to(dtype)
     temperature_tensor = None if temperature_tensor is None else temperature_tensor.to(dtype)
     vectors = (embeddings, prototypes, ref_embeddings)
     in_eager_mode, in_a_trace = _calls[backend]
@@ -315,10 +321,11 @@ def focal_contrastive(
     if _checks.eager(*floating):
         if backend == "cpu" and reduction != "none" and _is_small(*vectors) and _wants_gradients(*floating):
             in_eager_mode = _of_small_batches
-        loss = in_eager_mode(*vectors, temperature_tensor, (labels, ref_labels, *options))
+        others = (labels, ref_labels, weights, float(temperature), *options)
+        loss = in_eager_mode(*vectors, temperature_tensor, others)
     else:
-        weights, *rest = options
-        loss = in_a_trace(embeddings, labels, *vectors[1:], ref_labels, weights, temperature_tensor, *rest)[0]
+        tensors = (embeddings, labels, *vectors[1:], ref_labels, weights, temperature_tensor)
+        loss = in_a_trace(*tensors, float(temperature), *options)[0]
     return loss
 
 

@@ -5,7 +5,6 @@ recomputes; or, where one scalar is wanted of a student on the CPU, the student'
 read once.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -178,6 +177,7 @@ def _accumulate(student: Tensor, teacher: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
 
 
+@_checks.remembered
 def _options(
     direction: str,
     beta: float,
@@ -200,9 +200,6 @@ def _options(
     return _DIRECTIONS[direction], float(beta), float(ce_weight), scale_by_t2, ignore_index, _REDUCTIONS[reduction]
 
 
-_options_seen = functools.lru_cache(typed=True)(_options)  # typed: True is not 1
-
-
 def kd_divergence(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -221,11 +218,7 @@ def kd_divergence(
 ) -> Tensor:
     """`merc_kernels.kd_divergence` on a fused backend."""
     eager = _checks.eager(student_logits, teacher_logits)
-    chosen = (direction, beta, ce_weight, teacher_grad, scale_by_t2, ignore_index, reduction)
-    try:
-        options = _options_seen(*chosen) if eager else _options(*chosen)
-    except TypeError:  # not hashable
-        options = _options(*chosen)
+    options = _options(direction, beta, ce_weight, teacher_grad, scale_by_t2, ignore_index, reduction)
     _checks.kd_tensors(
         student_logits,
         teacher_logits,
