@@ -20,8 +20,15 @@ import torch
 import triton
 from torch import Tensor
 
-from merc_kernels._triton.focal_contrastive_pairs import BOTH, SUMS, TERMS, pair_gradient_kernel, pair_sums_kernel
-from merc_kernels._triton.focal_contrastive_rows import finish_kernel, numbers_kernel, pack_kernel, unpack_kernel
+from merc_kernels._triton.focal_contrastive_gradient import pair_gradient_kernel
+from merc_kernels._triton.focal_contrastive_rows import (
+    finish_kernel,
+    numbers_kernel,
+    pack_kernel,
+    rank_kernel,
+    unpack_kernel,
+)
+from merc_kernels._triton.focal_contrastive_sums import BOTH, SUMS, TERMS, pair_sums_kernel
 from merc_kernels._triton.kd_divergence import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 
 _SIMILARITY = 0
@@ -31,6 +38,7 @@ _MOST_SPLITS = 16
 _STRIP_BYTES = 1 << 28  # of W + W' at a time: thousands of rows, to fill the chip with one matrix product
 _FLOAT16_TOP = 1024.0  # largest a (1 + G) in float16: a 32nd of what it holds, and 2^-34 of it is not yet 0
 ROW_BLOCK = 512  # rows of a program that does nothing but rows
+RANK_BLOCK = 64
 
 
 class Tile(NamedTuple):
@@ -121,9 +129,9 @@ class _Problem:
         tensors: tuple[Tensor, Tensor | None, Tensor | None],
         labels: tuple[Tensor | None, Tensor | None],
         temperature_tensor: Tensor | None,
-        options: tuple[float, float, int, bool, bool, bool, bool, int],
+        options: tuple[float, float, int, bool, bool, bool, bool],
     ) -> None:
-        temperature, gamma, focal, detach, prototype_anchors, self.ref_only, self.normalize, ignore_index = options
+        temperature, gamma, focal, detach, prototype_anchors, self.ref_only, self.normalize = options
         embeddings, prototypes, _ = tensors
         self.device = embeddings.device
         self.groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
@@ -146,7 +154,6 @@ class _Problem:
         self.packed_dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
         self.temperature_tensor = temperature_tensor
         self.bits = _bits(temperature), _bits(gamma)
-        self.ignore_index = ignore_index
         self.similarity = focal == _SIMILARITY or gamma == 0  # the same factor, 1, and one sweep
         bounded = self.normalize and temperature_tensor is None and temperature >= _SMALLEST_BOUND
         self.constants = {
@@ -181,10 +188,10 @@ def focal_contrastive(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive`` of csrc/library.cpp.
 
-    Returns: loss; divisor; z (G, T, D); norms (G, T); stats (G, T, 3); index (G, T), the labels of the packed rows,
-        ``ignore_index`` where they are not kept.
+    Returns: loss; divisor; z (G, T, D); norms (G, T); stats (G, T, 3); index (G, T), labels of the packed rows that
+        fit 32 bits, -1 where they are not kept.
     """
-    options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize, ignore_index)
+    options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
     p = _Problem((embeddings, prototypes, refs), (labels, ref_labels), temperature_tensor, options)
     z = embeddings.new_empty((p.groups, p.total, p.width), dtype=p.packed_dtype)
     norms = z.new_empty((p.groups, p.total), dtype=p.dtype)
@@ -198,6 +205,7 @@ def focal_contrastive(
     for known in (prototypes, None if class_weights is None else class_weights[:, None]):
         classes = classes if known is None else known.shape[-2]
 
+    names = index if classes >= 0 else torch.empty_like(index)
     with torch.cuda.device_of(z):
         block_n, block_d, warps = row_tile(p.width)
         for source in p.sources:
@@ -205,7 +213,7 @@ def focal_contrastive(
                 pack_kernel[_row_programs(source.rows, block_n, p.groups)](
                     z,
                     norms,
-                    index,
+                    names,
                     source.x,
                     source.labels,
                     *source.strides(),
@@ -221,6 +229,10 @@ def focal_contrastive(
                     BLOCK_D=block_d,
                     num_warps=warps,
                 )
+        if classes < 0:
+            rank_kernel[_row_programs(p.total, RANK_BLOCK, p.groups)](
+                index, names, p.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK
+            )
         partial, splits = _sums(p, z, index)
         programs = _row_programs(p.total, ROW_BLOCK, p.groups)
         parts = loss if reduction == _NONE else z.new_empty((2, *programs), dtype=p.dtype)
@@ -234,7 +246,6 @@ def focal_contrastive(
             p.total,
             p.groups,
             splits,
-            ignore_index,
             SIMILARITY=p.similarity,
             PARTIAL=reduction != _NONE,
             KEPT=reduction == _BATCHMEAN,
@@ -274,11 +285,11 @@ def _sums(p: _Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             p.groups,
             splits,
             _length(tiles, p.device),
+            _length(triton.cdiv(p.width, tile.width), p.device),
             p.width,
             *p.bits,
-            p.ignore_index,
             STEP=step,
-            CHUNKS=triton.cdiv(p.width, tile.width),
+            WHOLE=p.width <= tile.width,
             **tile.options(),
             **p.constants,
         )
@@ -310,7 +321,7 @@ def focal_contrastive_backward(
     temperature_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive_backward`` of csrc/library.cpp; what is not wanted has shape (0,)."""
-    options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize, ignore_index)
+    options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
     p = _Problem((embeddings, prototypes, refs), (None, None), temperature_tensor, options)
     wanted = (embeddings_grad, prototypes_grad, refs_grad)
     results = []
@@ -396,12 +407,12 @@ def _gradient(
             groups,
             splits,
             _length(tiles, p.device),
+            _length(triton.cdiv(p.width, tile.width), p.device),
             p.width,
             *p.bits,
-            p.ignore_index,
             SIMILARITY=p.similarity,
             MATRIX=not in_hand,
-            CHUNKS=triton.cdiv(p.width, tile.width),
+            WHOLE=p.width <= tile.width,
             **tile.options(),
             **p.constants,
         )

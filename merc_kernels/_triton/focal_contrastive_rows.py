@@ -3,7 +3,8 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
 r"""What the focal contrastive loss does a row at a time, in Triton: linear work around the pairs of rows.
 
-    pack      z = x / |x|, 1 / |x|, the label that the pairs compare: ignore_index where a row is not kept
+    pack      z = x / |x|, 1 / |x|, the label
+    rank      labels of 64 bits as numbers of 32, which is what the pairs compare; -1 where a row is not kept
     finish    from the partial sums of `pair_sums_kernel`:  L = log2 E + m,  H = sum h,  Q = sum h (s - m):
               value = H (L - m) - Q (similarity), or summed as it is (probability);  a = w / |P|,  loss = a value
     numbers   what a pair needs of either row, with the incoming gradient u in a: L, a G, a
@@ -40,7 +41,7 @@ def scalar(pointer, bits, dtype: tl.constexpr):
 def pack_kernel(
     z_ptr,  # (G, T, D)
     norms_ptr,  # (G, T)
-    index_ptr,  # (G, T)
+    index_ptr,  # (G, T): for `rank_kernel` where any label is a class, else -1 where a row is not kept
     x_ptr,  # (rows, D) or (G, rows, D)
     labels_ptr,  # (rows,) or (G, rows); None: row n has label n
     stride_xg,
@@ -80,7 +81,33 @@ def pack_kernel(
     row = g * total + first + n
     tl.store(z_ptr + (row * width)[:, None] + lane[None, :], x, mask=inside[:, None] & (lane < width)[None, :])
     tl.store(norms_ptr + row, norm, mask=inside)
-    tl.store(index_ptr + row, tl.where(kept, label, ignore_index), mask=inside)
+    tl.store(index_ptr + row, tl.where(kept, label, tl.where(classes < 0, ignore_index, -1)), mask=inside)
+
+
+@triton.jit(do_not_specialize=["total", "ignore_index"])
+def rank_kernel(
+    index_ptr,  # (G, T)
+    labels_ptr,  # (G, T), ignore_index where a row is not kept
+    total,
+    ignore_index: tl.int64,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """The place where a label stands first, a number of 32 bits; -1 where a row is not kept."""
+    blocks = tl.cdiv(total, BLOCK_N)
+    g = (tl.program_id(0) // blocks).to(tl.int64)
+    labels_ptr += g * total
+    i = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    label = tl.load(labels_ptr + i, mask=i < total, other=ignore_index)
+    first = tl.where(label == ignore_index, -1, total)  # as soon as it is less than total, it is found
+    start = total * 0
+    while tl.max(first, 0) == total:
+        j = start + tl.arange(0, BLOCK_M)
+        column = tl.load(labels_ptr + j, mask=j < total, other=ignore_index)
+        here = tl.where(label[:, None] == column[None, :], j[None, :], total)
+        first = tl.minimum(first, tl.min(here, 1))
+        start += BLOCK_M
+    tl.store(index_ptr + g * total + i, first, mask=i < total)
 
 
 @triton.jit
@@ -100,7 +127,7 @@ def merged(partial_ptr, row, inside, all_rows, splits, dtype: tl.constexpr, BLOC
     return top, total
 
 
-@triton.jit(do_not_specialize=["anchors", "total", "groups", "splits", "ignore_index"])
+@triton.jit(do_not_specialize=["anchors", "total", "groups", "splits"])
 def finish_kernel(
     stats_ptr,  # (G, T, 3): L, G, a
     loss_ptr,  # (G, anchors), or with PARTIAL (2, programs): sums of losses, counts of rows
@@ -111,7 +138,6 @@ def finish_kernel(
     total,
     groups,
     splits,
-    ignore_index: tl.int64,
     SIMILARITY: tl.constexpr,
     PARTIAL: tl.constexpr,
     KEPT: tl.constexpr,  # count the kept anchors, not those with a positive
@@ -123,8 +149,8 @@ def finish_kernel(
     g = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     is_anchor = n < anchors
-    label = tl.load(index_ptr + g * total + n, mask=is_anchor, other=ignore_index)
-    kept = label != ignore_index
+    label = tl.load(index_ptr + g * total + n, mask=is_anchor, other=-1)
+    kept = label >= 0
     row = g * anchors + n
     all_rows = groups.to(tl.int64) * anchors
     top, e = merged(partial_ptr, row, kept, all_rows, splits, dtype, BLOCK)
