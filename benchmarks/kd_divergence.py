@@ -11,7 +11,6 @@ the returned gradient.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.environment import RESULTS, environment
-from benchmarks.timing import interleaved, peak_extra_bytes
+from benchmarks.timing import interleaved, peak_extra_bytes, peak_in_a_fresh_process
 from merc_kernels import kd_divergence, reference
 
 TEMPERATURE = 2.0
@@ -88,13 +87,10 @@ def measure(rows: int, classes: int) -> dict[str, Any]:
         row["providers"][name] = {"error": errors[name]} if wrong else {**values, "error": errors[name]}
         if not wrong:
             row["providers"][name]["share_of_floor"] = floor["median"] / values["median"]
-        row["providers"][name]["peak_extra_bytes"] = _peak_in_a_fresh_process(name, rows, classes)
+        row["providers"][name]["peak_extra_bytes"] = peak_in_a_fresh_process(
+            "benchmarks.kd_divergence", name, str(rows), str(classes)
+        )
     return row
-
-
-def _peak_in_a_fresh_process(name: str, rows: int, classes: int) -> int:
-    command = [sys.executable, "-m", "benchmarks.kd_divergence", "--peak", name, str(rows), str(classes)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def peak(name: str, rows: int, classes: int) -> int:

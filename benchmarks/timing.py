@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +42,12 @@ def peak_extra_bytes(call: Call) -> int:
     peak = _status("VmHWM")
     del kept
     return peak - before
+
+
+def peak_in_a_fresh_process(module: str, *arguments: str) -> int:
+    """What ``python -m module --peak arguments`` prints."""
+    command = [sys.executable, "-m", module, "--peak", *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def _status(field: str) -> int:

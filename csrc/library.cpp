@@ -14,4 +14,19 @@ STABLE_TORCH_LIBRARY(merc, m) {
       "Tensor? row_temperature, Tensor? labels, Tensor? row_weights, float temperature, int direction, float beta, "
       "float ce_weight, bool scale_by_t2, int ignore_index, bool student_grad, bool teacher_grad) "
       "-> (Tensor student_grad, Tensor teacher_grad)");
+
+  // focal: 0 similarity, 1 probability. reduction: 0 none, 1 sum, 2 mean, 3 batchmean; divisor is what it divided by.
+  // Per group the rows stand as embeddings, prototypes, refs: z are the unit rows, norms their lengths, stats (G, T, 4)
+  // m, G, a and L - m (see cpu/focal_contrastive.cpp), index what else a backend keeps of a row for its backward pass.
+  m.def(
+      "focal_contrastive(Tensor embeddings, Tensor labels, Tensor? prototypes, Tensor? refs, Tensor? ref_labels, "
+      "Tensor? class_weights, Tensor? temperature_tensor, float temperature, float gamma, int focal, "
+      "bool detach_focal, bool prototype_anchors, bool ref_only, bool normalize, int ignore_index, int reduction) "
+      "-> (Tensor loss, Tensor divisor, Tensor z, Tensor norms, Tensor stats, Tensor index)");
+  m.def(
+      "focal_contrastive_backward(Tensor grad, Tensor divisor, Tensor z, Tensor norms, Tensor stats, Tensor index, "
+      "Tensor embeddings, Tensor? prototypes, Tensor? refs, Tensor? temperature_tensor, float temperature, "
+      "float gamma, int focal, bool detach_focal, bool prototype_anchors, bool ref_only, bool normalize, "
+      "int ignore_index, bool embeddings_grad, bool prototypes_grad, bool refs_grad, bool temperature_grad) "
+      "-> (Tensor embeddings_grad, Tensor prototypes_grad, Tensor refs_grad, Tensor temperature_grad)");
 }

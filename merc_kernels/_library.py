@@ -19,7 +19,11 @@ except ImportError as error:
 
 _ON = "on"
 _BACKENDS = ("cpu", "cuda", "triton", "torch", "reference")
-_OPERATORS = {"focal_contrastive": ("reference",), "kd_divergence": ("cpu", "cuda", "triton", "reference")}
+_OPERATORS = {
+    "focal_contrastive": ("cpu", "cuda", "torch", "reference"),
+    "kd_divergence": ("cpu", "cuda", "triton", "torch", "reference"),
+}
+_MATRIX = 1 << 26  # elements of the matrix of similarities from which on memory matters more than launches
 _forced: ContextVar[str | None] = ContextVar("merc_kernels_backend", default=None)
 _forced_in_traces: str | None = None  # Dynamo can guard a global, but cannot trace a ContextVar
 
@@ -66,7 +70,7 @@ def check(backend: str | None) -> None:
         _usable("backend", backend)
 
 
-def choose(backend: str | None, operator: str, device: str) -> str:
+def choose(backend: str | None, operator: str, device: str, pairs: int = 0) -> str:
     """Name of the backend that a call runs on.
 
     Args:
@@ -74,6 +78,7 @@ def choose(backend: str | None, operator: str, device: str) -> str:
         operator: ``focal_contrastive`` or ``kd_divergence``.
         device: the type of the tensors' device. On a GPU a fused backend runs only where it is named: none has been
             measured on one yet.
+        pairs: how many elements the matrix has that the plain form would hold.
     """
     forced = backend or (_forced_in_traces if torch.compiler.is_compiling() else _forced.get())
     if forced is not None:
@@ -89,7 +94,7 @@ def choose(backend: str | None, operator: str, device: str) -> str:
         return name
     if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON and not _transformed():
         return "cpu"
-    return "reference"
+    return "torch" if pairs >= _MATRIX and not _transformed() else "reference"
 
 
 def _takes(name: str, device: str) -> bool:
@@ -110,10 +115,8 @@ def _interpreted() -> bool:
 
 
 def _state(name: str) -> str:
-    if name == "reference":
+    if name in ("reference", "torch"):
         return _ON
-    if name == "torch":
-        return "off: this release has no linear-memory algorithm in PyTorch"
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
             return "off: triton is not installed"

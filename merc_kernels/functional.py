@@ -1,5 +1,6 @@
 """The losses as functions: their contract, and the choice of the backend that computes them."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import _checks, _library, reference
+from merc_kernels._ops.focal_contrastive import focal_contrastive as fused_focal_contrastive
 from merc_kernels._ops.kd_divergence import kd_divergence as fused_kd_divergence
 
 
@@ -78,8 +80,9 @@ def focal_contrastive_loss(
             [0, C) and a temperature tensor that is not positive raise on the CPU; on a GPU only under
             ``MERC_CHECK=1``, as reading them would synchronise: there a label out of range counts as ignored.
     """
-    _library.choose(backend, "focal_contrastive", _device(embeddings))
-    return reference.focal_contrastive_loss(
+    name = _library.choose(backend, "focal_contrastive", _device(embeddings), _pairs(embeddings, ref_embeddings))
+    run = reference.focal_contrastive_loss if name == "reference" else fused_focal_contrastive
+    return run(
         embeddings,
         labels,
         temperature=temperature,
@@ -94,6 +97,7 @@ def focal_contrastive_loss(
         ref_only=ref_only,
         normalize=normalize,
         ignore_index=ignore_index,
+        backend=name,
         reduction=reduction,
     )
 
@@ -155,6 +159,7 @@ def kd_divergence(
             ``MERC_CHECK=1``, as reading them would synchronise: there a label out of range counts as ignored.
     """
     name = _library.choose(backend, "kd_divergence", _device(student_logits))
+    name = "reference" if name == "torch" else name  # plain PyTorch is linear in the logits as it is
     run = reference.kd_divergence if name == "reference" else fused_kd_divergence
     return run(
         student_logits,
@@ -206,3 +211,11 @@ def class_balanced_weights(class_counts: Sequence[float] | Tensor, alpha: float 
 def _device(tensor: object) -> str:
     """The type of a tensor's device; what is no tensor is refused later."""
     return tensor.device.type if isinstance(tensor, Tensor) else "cpu"
+
+
+def _pairs(embeddings: object, refs: object) -> int:
+    """About how many elements the matrix of similarities has; 0 where a size is symbolic."""
+    sizes = [x.shape[:-1] for x in (embeddings, refs) if isinstance(x, Tensor)]
+    if not sizes or torch.compiler.is_compiling():
+        return 0
+    return math.prod(sizes[0]) * sum(math.prod(size[-1:]) for size in sizes)

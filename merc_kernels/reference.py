@@ -98,9 +98,9 @@ def focal_contrastive_loss(
         positive = candidate & (y[:, :anchors, None] == y[:, None, tail:])
 
         s = cosine / (temperature.to(dtype) if isinstance(temperature, Tensor) else temperature)
-        lonely = ~candidate.any(-1, keepdim=True)  # a logsumexp of -inf would have a NaN gradient
-        lse = s.masked_fill(~candidate, -torch.inf).masked_fill(lonely, 0).logsumexp(-1, keepdim=True)
-        log_p = torch.where(positive, s - lse, 0)
+        lonely = ~candidate.any(-1, keepdim=True)  # a softmax of -inf alone would have a NaN gradient
+        s = s.masked_fill(~candidate, -torch.inf).masked_fill(lonely, 0)
+        log_p = s.log_softmax(-1).masked_fill(~positive, 0)  # exact also where a positive holds nearly all of the sum
         floor = torch.finfo(dtype).eps / 2
         base = (1 - cosine) / 2 if focal == "similarity" else -torch.expm1(log_p)
         h = base.clamp(floor, 1) ** gamma

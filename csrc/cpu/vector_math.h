@@ -1,4 +1,4 @@
-// exp, log, log1p and a division without branches, so that a loop over them becomes vector code. Included once an instruction set,
+// exp, expm1, log, log1p and a division without branches, so that a loop over them becomes vector code. Included once an instruction set,
 // inside its namespace; hence no include guard.
 
 // e^x for x <= 88, within 2 ulp; 0 below the smallest normal number. Cody and Waite's reduction, a polynomial in
@@ -23,6 +23,21 @@ inline float fast_exp(float x) {
 }
 
 inline double fast_exp(double x) { return __builtin_exp(x); }
+
+// 1 - e^x for x <= 0, within 3 ulp: a series near 0.
+inline float fast_minus_expm1(float x) {
+  float y = 2.4801587302e-5f;
+  y = y * x + 1.9841269841e-4f;
+  y = y * x + 1.3888888889e-3f;
+  y = y * x + 8.3333333333e-3f;
+  y = y * x + 4.1666666667e-2f;
+  y = y * x + 1.6666666667e-1f;
+  y = y * x + 0.5f;
+  y = y * x * x + x;
+  return x > -0.5f ? -y : 1.0f - fast_exp(x);
+}
+
+inline double fast_minus_expm1(double x) { return -__builtin_expm1(x); }
 
 // x / t for scale = 1 / t, corrected to the rounding of a division where there is a fused multiply-add.
 template <class A>

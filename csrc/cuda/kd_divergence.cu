@@ -24,6 +24,7 @@
 #include "kd_divergence_problem.cuh"
 #include "kd_divergence_wide.cuh"
 #include "launch.cuh"
+#include "tensors.cuh"
 
 namespace merc::cuda {
 namespace {
@@ -36,31 +37,9 @@ constexpr int64_t kMostClasses = 1 << 30;  // columns of a row are counted in 32
 enum Reduction : int64_t { kNone = 0, kSum = 1, kBatchmean = 2 };
 enum Save : int64_t { kNothing = 0, kSaveNumbers = 1, kGradient = 2 };
 
-Type type_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Type::f64;
-    case ScalarType::Float:
-      return Type::f32;
-    case ScalarType::BFloat16:
-      return Type::bf16;
-    default:
-      return Type::f16;
-  }
-}
-
-Tensor with_unit_stride(const Tensor& logits) {
-  return logits.dim() > 0 && logits.stride(-1) == 1 ? logits : torch::stable::contiguous(logits);
-}
-
 Logits logits_of(const Tensor& tensor) {
   return {static_cast<const char*>(tensor.const_data_ptr()), type_of(tensor), tensor.dim() == 3 ? tensor.stride(0) : 0,
           tensor.stride(-2)};
-}
-
-std::vector<int64_t> size_of(const Tensor& tensor) {
-  const auto size = tensor.sizes();
-  return {size.begin(), size.end()};
 }
 
 // The tensors of a call, checked, kept alive, with a unit last stride.

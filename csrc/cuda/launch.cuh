@@ -67,6 +67,22 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Place& p
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+// With a T in dynamic shared memory, which may be more than the 48 KiB that need no asking.
+template <class T, class... Parameters, class... Arguments>
+void launch_with(
+    void (*kernel)(Parameters...), dim3 grid, dim3 block, const Place& place, const Arguments&... arguments) {
+  STD_CUDA_CHECK(cudaFuncSetAttribute(
+      reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(T)));
+  kernel<<<grid, block, sizeof(T), place.stream()>>>(arguments...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class T>
+__device__ __forceinline__ T& dynamic_shared() {
+  extern __shared__ uint4 memory[];
+  return *reinterpret_cast<T*>(memory);
+}
+
 // The ticket (reduce.cuh) of one launch. Launches that share a ticket must not run at the same time: those of one
 // stream do not, and one that is captured into a graph gets a ticket of its own, for the graph may be replayed anywhere.
 inline unsigned take_ticket(const Place& place) {

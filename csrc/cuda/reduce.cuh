@@ -72,36 +72,52 @@ __device__ __forceinline__ Total block_total(Total mine) {
   return merge_warps(mine, Total{0, 0}, shared, thread / kWarp, threads / kWarp, AddTotals());
 }
 
-// The sum over a one-dimensional grid, given to `done` in thread 0 of the block that ends last. `partials` holds a
-// Total a block; the ticket is 0 again afterwards, so that a captured launch can be replayed.
-template <class Done>
-__device__ __forceinline__ void grid_total(Total mine, Total* partials, unsigned ticket, const Done& done) {
+// True in all threads of the block that comes last of `blocks`: it sees what the others wrote before. `counter` is 0
+// again afterwards.
+__device__ __forceinline__ bool comes_last(unsigned* counter, unsigned blocks) {
   __shared__ bool last;
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-  const int threads = blockDim.x * blockDim.y;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    last = atomicInc(counter, blocks - 1) == blocks - 1;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// The sum over `blocks` blocks of which this is number `block`, given to `done` in thread 0 of the block that ends
+// last. `partials` holds a Total a block; the ticket is 0 again afterwards, so that a captured launch can be replayed.
+template <class Done>
+__device__ __forceinline__ void blocks_total(
+    Total mine, Total* partials, unsigned ticket, unsigned block, unsigned blocks, const Done& done) {
+  const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
+  const unsigned threads = blockDim.x * blockDim.y;
   Total total = block_total(mine);
-  if (gridDim.x > 1) {
+  if (blocks > 1) {
     if (thread == 0) {
-      __stcg(&partials[blockIdx.x].loss, total.loss);
-      __stcg(&partials[blockIdx.x].kept, total.kept);
-      __threadfence();
-      last = atomicInc(&tickets[ticket], gridDim.x - 1) == gridDim.x - 1;
+      __stcg(&partials[block].loss, total.loss);
+      __stcg(&partials[block].kept, total.kept);
     }
-    __syncthreads();
-    if (!last) {
+    if (!comes_last(&tickets[ticket], blocks)) {
       return;
     }
-    __threadfence();
     total = {0, 0};
-    for (unsigned block = thread; block < gridDim.x; block += threads) {
-      total.loss += __ldcg(&partials[block].loss);
-      total.kept += __ldcg(&partials[block].kept);
+    for (unsigned i = thread; i < blocks; i += threads) {
+      total.loss += __ldcg(&partials[i].loss);
+      total.kept += __ldcg(&partials[i].kept);
     }
     total = block_total(total);
   }
   if (thread == 0) {
     done(total);
   }
+}
+
+// The same over a one-dimensional grid.
+template <class Done>
+__device__ __forceinline__ void grid_total(Total mine, Total* partials, unsigned ticket, const Done& done) {
+  blocks_total(mine, partials, ticket, blockIdx.x, gridDim.x, done);
 }
 
 }  // namespace merc::cuda

@@ -24,6 +24,18 @@ def pairs(cases: list[Case]) -> set[Any]:
     return {pair for case in cases for pair in itertools.combinations(case.items(), 2)}
 
 
+def cover(options: dict[str, list[Any]], valid: Callable[[Case], bool]) -> list[Case]:
+    """Few valid cases that hold every pair of option values which may stand together."""
+    candidates = sample(options, valid, 20_000)
+    missing, cases = pairs(candidates), []
+    for least in (24, 16, 8, 4, 2, 1):  # first those that bring many pairs
+        for case in candidates:
+            if len(missing & pairs([case])) >= least:
+                cases.append(case)
+                missing -= pairs([case])
+    return cases
+
+
 def title(case: Case) -> str:
     """A test id: the options that are not False or None."""
     return "-".join(

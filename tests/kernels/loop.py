@@ -71,12 +71,12 @@ def focal_contrastive(
             cosines = torch.stack([torch.dot(z, everyone[j][0]) for j in mine])
             s = cosines / temperature
             shift = s.max().detach()
-            lse = shift + (s - shift).exp().sum().log()
+            log_sum = (s - shift).exp().sum().log()
             terms = []
             tiny = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
             for n in positives:
-                log_p = s[n] - lse
-                base = (1 - cosines[n]) / 2 if focal == "similarity" else 1 - log_p.exp()
+                log_p = (s[n] - shift) - log_sum
+                base = (1 - cosines[n]) / 2 if focal == "similarity" else -log_p.expm1()
                 if base < tiny:
                     base = torch.full_like(base, tiny)
                 if base > 1:

@@ -120,3 +120,15 @@ def test_a_compiled_function_follows_the_block():
     with use_backend("reference"):
         assert compiled(torch.zeros(1)) == 1
     assert compiled(torch.zeros(1)) == usual
+
+
+def test_the_torch_backend_serves_both_losses():
+    assert kd_divergence(X, X.flip(0), backend="torch") == kd_divergence(X, X.flip(0), backend="reference")
+    with use_backend("torch"):
+        torch.testing.assert_close(focal_contrastive_loss(X, Y), reference.focal_contrastive_loss(X, Y))
+
+
+def test_a_large_matrix_runs_on_the_torch_backend_where_no_kernel_is_meant():
+    assert _library.choose(None, "focal_contrastive", "mps", pairs=2**26 - 1) == "reference"
+    assert _library.choose(None, "focal_contrastive", "mps", pairs=2**26) == "torch"
+    assert _library.choose(None, "kd_divergence", "mps") == "reference"

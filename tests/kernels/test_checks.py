@@ -88,7 +88,7 @@ FOCAL = [
     ({**REFS, "ref_labels": Y}, "ref_labels", "shape (5,)", "shape (4,)"),
     ({**REFS, "ref_labels": REFS["ref_labels"] + 2, "prototypes": PROTOTYPES}, "ref_labels", "labels in [0, 2)", "2"),
     ({"backend": "gpu"}, "backend", "'reference'", "'gpu'"),
-    ({"backend": "torch"}, "backend", "on", "'torch'"),
+    ({"backend": "cuda"}, "backend", "on", "'cuda'"),
     ({"backend": 1}, "backend", "'reference'", "1"),
 ]
 
@@ -136,7 +136,7 @@ KD = [
     ({"scale_by_t2": 2}, "scale_by_t2", "True or False", "2"),
     ({"ignore_index": "x"}, "ignore_index", "an int", "'x'"),
     ({"reduction": "mean"}, "reduction", "'batchmean' or 'sum' or 'none'", "'mean'"),
-    ({"backend": "torch"}, "backend", "on", "'torch'"),
+    ({"backend": "cuda"}, "backend", "on", "'cuda'"),
 ]
 
 WEIGHTS = [

@@ -1,8 +1,4 @@
-"""The CUDA sources without a GPU: compiled for real architectures; and their kernels run on the CPU, thread by thread.
-
-``cuda_on_host`` stands in for the CUDA headers and for csrc/cuda/launch.cuh; everything else is the shipped source. It
-cannot show what only a GPU does: its approximate exponential, its memory order, its speed.
-"""
+"""The CUDA sources without a GPU: all compiled for real architectures; the divergence on the CPU, thread by thread."""
 
 import ast
 import functools
@@ -21,13 +17,10 @@ import torch
 from torch import Tensor
 
 from merc_kernels import reference
+from tests.kernels.conftest import INCLUDES, ROOT, TARGET
 from tests.numerics import assert_accurate, error
 
-ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-TORCH = Path(torch.__file__).parent
-INCLUDES = ["-isystem", str(TORCH / "include"), "-isystem", str(TORCH / "include/torch/csrc/api/include")]
-TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
 
 class Kernel(NamedTuple):
@@ -77,32 +70,6 @@ def test_compiles_without_spills(source, archs, tmp_path):
     )
     assert {k.arch for k in kernels} == set(archs)
     assert not [k for k in kernels if k.stack or k.spilled]
-
-
-@pytest.fixture(scope="module")
-def on_host(tmp_path_factory):
-    """The operators of csrc/cuda for CPU tensors, each thread of a block a fiber."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs g++ on Linux")
-    folder = tmp_path_factory.mktemp("cuda_on_host")
-    shutil.copy(ROOT / "csrc/checks.h", folder)
-    shutil.copytree(ROOT / "csrc/cuda", folder / "cuda")
-    shutil.copytree(Path(__file__).parent / "cuda_on_host", folder / "cuda", dirs_exist_ok=True)
-    for name in ("cuda_bf16.h", "cuda_fp16.h"):
-        (folder / "cuda" / name).touch()
-    source = folder / "cuda/operators.cpp"
-    kernels = (folder / "cuda/kd_divergence.cu").read_text().replace("(merc, CUDA, m)", "(merc_on_host, CPU, m)")
-    schemas = (ROOT / "csrc/library.cpp").read_text().replace("(merc, m)", "(merc_on_host, m)")
-    source.write_text(kernels + schemas)
-    library = folder / "on_host.so"
-    command = [compiler, "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-include", str(folder / "cuda/cuda.h")]
-    command += [f"-I{folder / 'cuda'}", *INCLUDES, TARGET, str(source), "-o", str(library)]
-    command += [f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    torch.ops.load_library(str(library))
-    return torch.ops.merc_on_host
 
 
 DIRECTIONS = ("forward", "reverse", "js")

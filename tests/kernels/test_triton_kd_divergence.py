@@ -1,10 +1,9 @@
-"""The Triton kernels of the divergence: values under the interpreter, on CPU tensors; compilation without a GPU.
+"""The Triton kernels of the divergence: values under the interpreter, on CPU tensors.
 
 Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -357,9 +356,6 @@ class TestExtremes:
         assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-
-
 class TestInterpreter:
     __test__ = not INTERPRETED
 
@@ -370,46 +366,3 @@ class TestInterpreter:
         environment = os.environ | {"TRITON_INTERPRET": "1"}
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-class TestCompiles:
-    __test__ = not INTERPRETED
-
-    @pytest.mark.parametrize("architecture", SHARED_MEMORY)
-    def test_the_smallest_and_the_largest_tiles(self, architecture, tmp_path):
-        from merc_kernels._triton.ahead_of_time import kd_divergence_configurations
-
-        chosen = {}
-        for configuration in kd_divergence_configurations():
-            constants, signature = configuration.constants, configuration.signature
-            if constants.get("DIRECTION", 2) == 2 and constants.get("CE", True):
-                key = (configuration.kernel.__name__, *signature.values())
-                if architecture == 90:
-                    chosen.setdefault((*key, "smallest"), configuration)
-                chosen[(*key, "largest")] = configuration
-        assert len(chosen) >= 12
-        for configuration in chosen.values():
-            compiles(configuration, architecture, tmp_path)
-
-    @pytest.mark.full
-    @pytest.mark.parametrize("architecture", SHARED_MEMORY)
-    def test_every_configuration(self, architecture, tmp_path):
-        from merc_kernels._triton.ahead_of_time import kd_divergence_configurations
-
-        for configuration in kd_divergence_configurations():
-            compiles(configuration, architecture, tmp_path)
-
-
-def compiles(configuration, architecture: int, folder) -> None:
-    """It does, with nothing spilled, in the shared memory there is."""
-    source = triton.compiler.ASTSource(
-        configuration.kernel, configuration.signature, configuration.constants, configuration.attributes
-    )
-    target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options=configuration.options)
-    assert compiled.metadata.shared <= SHARED_MEMORY[architecture]
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = triton.knobs.nvidia.cuobjdump.path
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    assert re.search(r"STACK:0 .*LOCAL:0 ", usage), (configuration, usage)

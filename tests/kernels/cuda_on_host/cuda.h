@@ -2,6 +2,7 @@
 // A barrier that not all threads reach, or a warp whose lanes part, ends the process with a message.
 #pragma once
 
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -30,6 +31,12 @@ struct dim3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
 
 namespace on_host {
 
@@ -39,26 +46,45 @@ struct Barrier {
 
 struct Fiber {
   ucontext_t context;
+  jmp_buf left;  // where it goes on, once it has started
   void* stack;
   dim3 index;
-  bool done = false;
+  unsigned exchanges;
+  bool started, done = false;
 };
 
 constexpr size_t kStack = 256 << 10;
 
 inline dim3 thread, block, block_size, grid_size;
 inline std::vector<std::unique_ptr<Fiber>> fibers;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline size_t current = 0;
 inline bool moved = false;  // a barrier opened, or a fiber ended, in this round
 inline Barrier of_block, of_warp[32];
 inline uint32_t slots[1024];
 inline std::function<void()> body;
 
+// Between fibers by jumps: unlike swapcontext they call no kernel.
+__attribute__((noinline)) inline void leave() {
+  if (_setjmp(fibers[current]->left) == 0) {
+    _longjmp(scheduler, 1);
+  }
+}
+
+__attribute__((noinline)) inline void enter(Fiber& fiber) {
+  if (_setjmp(scheduler) == 0) {
+    if (fiber.started) {
+      _longjmp(fiber.left, 1);
+    }
+    fiber.started = true;
+    setcontext(&fiber.context);
+  }
+}
+
 inline void entry() {
   body();
   fibers[current]->done = moved = true;
-  swapcontext(&fibers[current]->context, &scheduler);
+  leave();
 }
 
 inline int alive(size_t begin, size_t end) {
@@ -79,7 +105,7 @@ inline void wait(Barrier& barrier, size_t begin, size_t end) {
       moved = true;
       return;
     }
-    swapcontext(&fibers[current]->context, &scheduler);
+    leave();
   }
 }
 
@@ -90,6 +116,17 @@ inline uint32_t shuffle(uint32_t value, int source_lane) {
   const uint32_t got = slots[first + source_lane];
   wait(of_warp[self / 32], first, first + 32);
   return got;
+}
+
+// What all lanes of the warp give, by lane; good until the exchange after the next.
+template <class T>
+const T* exchange(const T& mine) {
+  static T given[2][1024];
+  const size_t self = current, first = self / 32 * 32;
+  T* const now = given[fibers[self]->exchanges++ % 2];
+  now[self] = mine;
+  wait(of_warp[self / 32], first, first + 32);
+  return now + first;
 }
 
 inline void run_block(const std::function<void()>& kernel) {
@@ -110,7 +147,8 @@ inline void run_block(const std::function<void()>& kernel) {
   }
   for (size_t i = 0; i < count; ++i) {
     Fiber& fiber = *fibers[i];
-    fiber.done = false;
+    fiber.started = fiber.done = false;
+    fiber.exchanges = 0;
     fiber.index = dim3(i % block_size.x, i / block_size.x);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
@@ -123,7 +161,7 @@ inline void run_block(const std::function<void()>& kernel) {
     for (current = 0; current < count; ++current) {
       if (!fibers[current]->done) {
         thread = fibers[current]->index;
-        swapcontext(&scheduler, &fibers[current]->context);
+        enter(*fibers[current]);
       }
     }
     if (!moved) {

@@ -1,0 +1,261 @@
+"""The operators ``merc::focal_contrastive`` (C++: cpu, cuda) and ``merc::focal_contrastive_torch``, with autograd.
+
+Both have the schema of csrc/library.cpp. The forward pass keeps the unit rows and four numbers of each, from which the
+backward pass recomputes the matrix tile by tile.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from merc_kernels import _checks, _library
+from merc_kernels._ops.once import differentiable_once, refuse
+from merc_kernels._torch import focal_contrastive as chunked
+
+_FOCALS = {"similarity": 0, "probability": 1}
+_REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "batchmean": 3}
+_OPTIONS = (
+    "Tensor? temperature_tensor, float temperature, float gamma, int focal, bool detach_focal, "
+    "bool prototype_anchors, bool ref_only, bool normalize, int ignore_index, "
+)
+_FORWARD = (
+    "(Tensor embeddings, Tensor labels, Tensor? prototypes, Tensor? refs, Tensor? ref_labels, Tensor? class_weights, "
+    f"{_OPTIONS}int reduction) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_BACKWARD = (
+    "(Tensor grad, Tensor divisor, Tensor z, Tensor norms, Tensor stats, Tensor index, Tensor embeddings, "
+    f"Tensor? prototypes, Tensor? refs, {_OPTIONS}bool embeddings_grad, bool prototypes_grad, bool refs_grad, "
+    "bool temperature_grad) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_DIFFERENTIABLE = (0, 2, 3, 6)  # embeddings, prototypes, refs, temperature_tensor
+_ARGUMENTS = 16  # of the forward operator
+
+
+class _Operator(NamedTuple):
+    forward: Any
+    backward: Any
+
+
+def _fake(
+    embeddings: Tensor,
+    labels: Tensor,
+    prototypes: Tensor | None,
+    refs: Tensor | None,
+    ref_labels: Tensor | None,
+    class_weights: Tensor | None,
+    temperature_tensor: Tensor | None,
+    temperature: float,
+    gamma: float,
+    focal: int,
+    detach_focal: bool,
+    prototype_anchors: bool,
+    ref_only: bool,
+    normalize: bool,
+    ignore_index: int,
+    reduction: int,
+    *,
+    short_rows: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype = _accumulate(embeddings)
+    vectors = [x for x in (embeddings, prototypes, refs) if x is not None]
+    shape = (embeddings.shape[0] if embeddings.dim() == 3 else 1, sum(x.shape[-2] for x in vectors))
+    same = all(x.dtype == embeddings.dtype for x in vectors)
+    loss = embeddings.shape[:-1] if reduction == _REDUCTIONS["none"] else ()
+    return (
+        embeddings.new_empty(loss, dtype=dtype),
+        embeddings.new_empty((), dtype=dtype),
+        embeddings.new_empty((*shape, embeddings.shape[-1]), dtype=embeddings.dtype if same and short_rows else dtype),
+        embeddings.new_empty(shape, dtype=dtype),
+        embeddings.new_empty((*shape, 4), dtype=dtype),
+        embeddings.new_empty(shape, dtype=torch.int64),
+    )
+
+
+def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    embeddings = arguments[6]
+    dtype = _accumulate(embeddings)
+    *wanted, temperature_grad = arguments[-4:]
+    gradients = [
+        embeddings.new_empty(0, dtype=dtype) if x is None else x.new_empty(x.shape if grad else 0)
+        for x, grad in zip(arguments[6:9], wanted, strict=True)
+    ]
+    return *gradients, embeddings.new_empty(() if temperature_grad else 0, dtype=dtype)
+
+
+def _accumulate(embeddings: Tensor) -> torch.dtype:
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.options = inputs[7:-1]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:], *(inputs[i] for i in _DIFFERENTIABLE))
+
+
+def _gradients(operator: _Operator, ctx: Any, grad: Tensor | None, wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """Of embeddings, prototypes, refs and temperature."""
+    if grad is None:
+        return [None] * 4
+    *numbers, embeddings, prototypes, refs, temperature = ctx.saved_tensors
+    inputs = (embeddings, prototypes, refs, temperature)
+    gradients = operator.backward(grad.contiguous(), *numbers, *inputs, *ctx.options, *wanted)
+    present = [x for x in inputs if x is not None]
+    again = torch.is_grad_enabled()
+    return [
+        (differentiable_once(x, grad, *present) if again else x) if want else None
+        for x, want in zip(gradients, wanted, strict=True)
+    ]
+
+
+def _refuse_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """A second derivative needs nothing saved: it raises."""
+
+
+def _register(name: str, short_rows: str | None) -> _Operator:
+    """Fake and autograd of the operators ``merc::name`` and ``merc::name_backward``.
+
+    ``short_rows``: the device where unit rows of 16-bit vectors are kept in 16 bits, for its matrix units.
+    """
+    operator = _Operator(getattr(torch.ops.merc, name).default, getattr(torch.ops.merc, f"{name}_backward").default)
+
+    def fake(embeddings: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        return _fake(embeddings, *others, short_rows=embeddings.device.type == short_rows)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _keep(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[1:])
+
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        wanted = tuple(ctx.needs_input_grad[i] for i in _DIFFERENTIABLE)
+        gradients: list[Tensor | None] = [None] * _ARGUMENTS
+        for i, gradient in zip(_DIFFERENTIABLE, _gradients(operator, ctx, grad, wanted), strict=True):
+            gradients[i] = gradient
+        return tuple(gradients)
+
+    torch.library.register_fake(f"merc::{name}", fake)
+    torch.library.register_fake(f"merc::{name}_backward", _fake_backward)
+    torch.library.register_autograd(f"merc::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"merc::{name}_backward", refuse, setup_context=_refuse_setup)
+    return operator
+
+
+def _function(operator: _Operator) -> Any:
+    """An autograd.Function over ``operator``: the same, at a third of the overhead that registered autograd has."""
+
+    class FocalContrastive(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any,
+            embeddings: Tensor,
+            prototypes: Tensor | None,
+            refs: Tensor | None,
+            temperature: Tensor | None,
+            others: tuple[Any, ...],
+        ) -> Tensor:
+            labels, ref_labels, class_weights, *options = others
+            inputs = (embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature, *options)
+            with torch._C._AutoDispatchBelowAutograd():
+                output = operator.forward(*inputs)
+            _keep(ctx, inputs, output)
+            loss: Tensor = output[0]
+            return loss
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+            return *_gradients(operator, ctx, grad, ctx.needs_input_grad[:4]), None
+
+    return FocalContrastive.apply
+
+
+_calls: dict[str, tuple[Any, Any]] = {}  # backend -> in eager mode, in a trace
+
+if _library.build() is not None:
+    _operator = _register("focal_contrastive", short_rows="cuda")
+    _calls["cpu"] = _calls["cuda"] = (_function(_operator), _operator.forward)
+
+
+_library_of_torch: Any = torch.library.Library("merc", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library_of_torch.define("focal_contrastive_torch" + _FORWARD)
+_library_of_torch.define("focal_contrastive_torch_backward" + _BACKWARD)
+_library_of_torch.impl("focal_contrastive_torch", chunked.focal_contrastive, "CompositeExplicitAutograd")
+_library_of_torch.impl(
+    "focal_contrastive_torch_backward", chunked.focal_contrastive_backward, "CompositeExplicitAutograd"
+)
+_operator = _register("focal_contrastive_torch", short_rows=None)
+_calls["torch"] = (_function(_operator), _operator.forward)
+
+
+def focal_contrastive(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor,
+    gamma: float,
+    focal: str,
+    detach_focal: bool,
+    class_weights: Tensor | None,
+    prototypes: Tensor | None,
+    prototype_anchors: bool,
+    ref_embeddings: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_only: bool,
+    normalize: bool,
+    ignore_index: int,
+    backend: str,
+    reduction: str,
+) -> Tensor:
+    """`merc_kernels.focal_contrastive_loss` on a fused backend."""
+    _checks.focal_contrastive_options(
+        gamma=gamma,
+        focal=focal,
+        detach_focal=detach_focal,
+        prototype_anchors=prototype_anchors,
+        ref_only=ref_only,
+        normalize=normalize,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    _checks.focal_contrastive_tensors(
+        embeddings,
+        labels,
+        temperature=temperature,
+        class_weights=class_weights,
+        prototypes=prototypes,
+        prototype_anchors=prototype_anchors,
+        ref_embeddings=ref_embeddings,
+        ref_labels=ref_labels,
+        ref_only=ref_only,
+        ignore_index=ignore_index,
+    )
+    temperature_tensor = None
+    if isinstance(temperature, Tensor):
+        temperature_tensor, temperature = temperature, 1.0
+    floating = [x for x in (embeddings, prototypes, ref_embeddings, class_weights, temperature_tensor) if x is not None]
+    if any(x.dtype == torch.float64 for x in floating):  # as the reference: float64 where any input is
+        embeddings = embeddings.double()
+        prototypes = None if prototypes is None else prototypes.double()
+        ref_embeddings = None if ref_embeddings is None else ref_embeddings.double()
+    dtype = _accumulate(embeddings)
+    options = (
+        None if class_weights is None else class_weights.detach().to(dtype),
+        float(temperature),
+        float(gamma),
+        _FOCALS[focal],
+        detach_focal,
+        prototype_anchors,
+        ref_only,
+        normalize,
+        ignore_index,
+        _REDUCTIONS[reduction],
+    )
+    temperature_tensor = None if temperature_tensor is None else temperature_tensor.to(dtype)
+    vectors = (embeddings, prototypes, ref_embeddings)
+    in_eager_mode, in_a_trace = _calls[backend]
+    loss: Tensor
+    if _checks.eager(*floating):
+        loss = in_eager_mode(*vectors, temperature_tensor, (labels, ref_labels, *options))
+    else:
+        weights, *rest = options
+        loss = in_a_trace(embeddings, labels, *vectors[1:], ref_labels, weights, temperature_tensor, *rest)[0]
+    return loss

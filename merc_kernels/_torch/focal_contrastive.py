@@ -1,0 +1,255 @@
+r"""Focal contrastive loss in plain PyTorch, some rows of the N x N matrix at a time.
+
+    L_i = logsumexp_j s_ij      loss_i = a_i sum_{j in P(i)} -h_ij (s_ij - L_i)      G_i = sum_{j in P(i)} dg/dL
+    W_ij = a_i ([j in P(i)] dg/ds(s_ij, L_i) + exp(s_ij - L_i) G_i)      dZ = (W + W') Z / tau
+
+with the factor h and the derivatives of g = -h (s - L) as in csrc/focal.h. The two primitives keep rows and columns
+apart: `_row_stats` and `_gradient_rows`. The forward pass keeps L (in two parts), G and a of each row; the backward
+pass recomputes the rest.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_SIMILARITY, _NONE, _MEAN, _BATCHMEAN = 0, 0, 2, 3
+_CHUNK = 1 << 22  # elements of the matrix at a time
+
+
+class _Options(NamedTuple):
+    temperature: Tensor | float
+    gamma: float
+    focal: int
+    detach_focal: bool
+
+
+class _Rows(NamedTuple):
+    """Unit rows with what says which pairs count; G groups, R rows."""
+
+    z: Tensor  # [G, R, D]
+    labels: Tensor  # [G, R]
+    places: Tensor  # [R], within the group
+    anchor: Tensor  # [G, R]
+    candidate: Tensor  # [G, R]
+
+    def part(self, begin: int, end: int) -> "_Rows":
+        z, labels, anchor, candidate = (x[:, begin:end] for x in (self.z, self.labels, self.anchor, self.candidate))
+        return _Rows(z, labels, self.places[begin:end], anchor, candidate)
+
+    def chunks(self, columns: int) -> Iterator[tuple[int, int]]:
+        groups, rows = self.labels.shape
+        step = max(1, _CHUNK // max(1, groups * columns))
+        return ((begin, min(begin + step, rows)) for begin in range(0, rows, step))
+
+
+class _Stats(NamedTuple):
+    """Of each anchor: the maximum m of its s, G, the weight a and L - m; [G, R]."""
+
+    most: Tensor
+    g: Tensor
+    a: Tensor
+    log_sum: Tensor
+
+
+def _pairs(rows: _Rows, columns: _Rows) -> tuple[Tensor, Tensor]:
+    """Whether j is a candidate of i, whether it is a positive; [G, R, K]."""
+    pair = (rows.places[:, None] != columns.places) & rows.anchor[:, :, None] & columns.candidate[:, None]
+    return pair, pair & (rows.labels[:, :, None] == columns.labels[:, None])
+
+
+def _factor(cosine: Tensor, log_p: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
+    """The focal factor h, and dh/ds."""
+    similarity = options.focal == _SIMILARITY
+    base = (1 - cosine) / 2 if similarity else -torch.expm1(log_p)
+    floor = torch.finfo(base.dtype).eps / 2
+    inside = (base >= floor) & (base <= 1)
+    clamped = base.clamp(floor, 1)
+    h = clamped**options.gamma
+    by_s = -options.temperature / 2 if similarity else clamped - 1
+    return h, torch.where(inside, options.gamma * h / clamped * by_s, 0)
+
+
+def _row_stats(rows: _Rows, columns: _Rows, options: _Options) -> tuple[Tensor, ...]:
+    """Per row: m; L - m; sum over positives of -h (s - L); G; the number of positives."""
+    cosine = rows.z @ columns.z.mT  # [G, R, K]
+    candidate, positive = _pairs(rows, columns)
+    s = (cosine / options.temperature).masked_fill(~candidate, -torch.inf)
+    most = s.amax(-1)
+    s = s - most[..., None]
+    log_sum = s.exp().sum(-1).log()
+    log_p = torch.where(positive, s - log_sum[..., None], 0)
+    h, slope = _factor(cosine, log_p, options)
+    by_lse = h if options.detach_focal or options.focal == _SIMILARITY else h + slope * log_p
+    value = -(h * log_p).sum(-1)
+    return most, log_sum, value, torch.where(positive, by_lse, 0).sum(-1), positive.sum(-1)
+
+
+def _weights(
+    cosine: Tensor, rows: _Rows, columns: _Rows, stats: _Stats, options: _Options, plain: bool = False
+) -> Tensor:
+    """W, the rows as anchors; ``plain``: without the factor's derivative in the similarity form."""
+    candidate, positive = _pairs(rows, columns)
+    most, g, a, log_sum = (x[..., None] for x in stats)
+    log_p = torch.where(candidate, cosine / options.temperature - most - log_sum, -torch.inf)
+    h, slope = _factor(cosine, log_p.masked_fill(~positive, 0), options)
+    if not (options.detach_focal or (plain and options.focal == _SIMILARITY)):
+        h = h + slope * log_p.masked_fill(~positive, 0)
+    return a * (log_p.exp() * g - torch.where(positive, h, 0))
+
+
+def _gradient_rows(rows: _Rows, columns: _Rows, of_rows: _Stats, of_columns: _Stats, options: _Options) -> Tensor:
+    """(W + W') Z / tau of the rows: as anchors, and as candidates of the columns."""
+    cosine = rows.z @ columns.z.mT
+    as_anchors = _weights(cosine, rows, columns, of_rows, options)
+    as_candidates = _weights(cosine.mT, columns, rows, of_columns, options).mT
+    return (as_anchors + as_candidates) @ columns.z / options.temperature
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of length 1, and their lengths; a zero row stays zero, and no square over- or underflows."""
+    size = x.abs().amax(-1, keepdim=True)
+    nonzero = size != 0
+    x = x / torch.where(nonzero, size, 1)
+    length = x.square().sum(-1, keepdim=True).sqrt()
+    return torch.where(nonzero, x / torch.where(nonzero, length, 1), 0), (length * size).squeeze(-1)
+
+
+def _rows_of(
+    z: Tensor, labels: Tensor, ignore_index: int, sizes: tuple[int, int], prototype_anchors: bool, ref_only: bool
+) -> _Rows:
+    places = torch.arange(z.shape[1], device=z.device)
+    kept = labels != ignore_index
+    anchors = sizes[0] + (sizes[1] if prototype_anchors else 0)
+    return _Rows(z, labels, places, kept & (places < anchors), kept & (places >= (sizes[0] if ref_only else 0)))
+
+
+def focal_contrastive(
+    embeddings: Tensor,
+    labels: Tensor,
+    prototypes: Tensor | None,
+    refs: Tensor | None,
+    ref_labels: Tensor | None,
+    class_weights: Tensor | None,
+    temperature_tensor: Tensor | None,
+    temperature: float,
+    gamma: float,
+    focal: int,
+    detach_focal: bool,
+    prototype_anchors: bool,
+    ref_only: bool,
+    normalize: bool,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator ``merc::focal_contrastive`` of csrc/library.cpp; ``index`` holds the labels of all rows."""
+    groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
+    dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    vectors, names = [embeddings], [labels]
+    if prototypes is not None:
+        vectors.append(prototypes)
+        names.append(torch.arange(prototypes.shape[-2], device=labels.device))
+    if refs is not None and ref_labels is not None:
+        vectors.append(refs)
+        names.append(ref_labels)
+    sizes = (embeddings.shape[-2], 0 if prototypes is None else prototypes.shape[-2])
+    options = _Options(temperature if temperature_tensor is None else temperature_tensor, gamma, focal, detach_focal)
+
+    with torch.autocast(embeddings.device.type, enabled=False):
+        x = torch.cat([v.to(dtype).expand(groups, -1, -1) for v in vectors], 1)  # [G, T, D]
+        y = torch.cat([n.expand(groups, -1) for n in names], 1)  # [G, T]
+        classes = sizes[1] if prototypes is not None else None if class_weights is None else class_weights.shape[0]
+        if classes is not None:
+            y = y.masked_fill((y < 0) | (y >= classes), ignore_index)
+        x = torch.where((y != ignore_index)[..., None], x, 0)
+        z, norms = _unit(x) if normalize else (x, torch.ones_like(x[..., 0]))
+        rows = _rows_of(z, y, ignore_index, sizes, prototype_anchors, ref_only)
+        sums = z.new_empty(5, *y.shape)  # of all rows, made before the chunks: what each kept would scatter the heap
+        for begin, end in rows.chunks(x.shape[1]):
+            for of_all, part in zip(sums, _row_stats(rows.part(begin, end), rows, options), strict=True):
+                of_all[:, begin:end] = part
+        most, log_sum, value, g, count = sums
+        counts = count > 0
+        a = counts / count.clamp(min=1)
+        if class_weights is not None:
+            a = torch.where(counts, a * class_weights[torch.where(counts, y, 0)], 0)
+        most = most.masked_fill(~counts, torch.inf)
+        stats = torch.stack([most, *(torch.where(counts, x, 0) for x in (g, a, log_sum))], -1)
+        loss = torch.where(counts, a * value, 0)
+        divisor = torch.ones((), dtype=dtype, device=z.device)
+        if reduction in (_MEAN, _BATCHMEAN):
+            divisor = (counts if reduction == _MEAN else rows.anchor).sum().clamp(min=1).to(dtype)
+        if reduction == _NONE:
+            loss = loss[:, : sizes[0]].reshape(embeddings.shape[:-1]).contiguous()
+        else:
+            loss = loss.sum() / divisor
+    return loss, divisor, z, norms, stats, y
+
+
+def focal_contrastive_backward(
+    grad: Tensor,
+    divisor: Tensor,
+    z: Tensor,
+    norms: Tensor,
+    stats: Tensor,
+    index: Tensor,
+    embeddings: Tensor,
+    prototypes: Tensor | None,
+    refs: Tensor | None,
+    temperature_tensor: Tensor | None,
+    temperature: float,
+    gamma: float,
+    focal: int,
+    detach_focal: bool,
+    prototype_anchors: bool,
+    ref_only: bool,
+    normalize: bool,
+    ignore_index: int,
+    embeddings_grad: bool,
+    prototypes_grad: bool,
+    refs_grad: bool,
+    temperature_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator ``merc::focal_contrastive_backward`` of csrc/library.cpp."""
+    sizes = (embeddings.shape[-2], 0 if prototypes is None else prototypes.shape[-2])
+    options = _Options(temperature if temperature_tensor is None else temperature_tensor, gamma, focal, detach_focal)
+    with torch.autocast(z.device.type, enabled=False):
+        rows = _rows_of(z, index, ignore_index, sizes, prototype_anchors, ref_only)
+        most, g, a, log_sum = stats.unbind(-1)
+        scale = grad / divisor
+        if grad.dim():
+            scale = torch.nn.functional.pad(scale.reshape(z.shape[0], sizes[0]), (0, z.shape[1] - sizes[0]))
+        whole = _Stats(most, g, a * scale, log_sum)
+
+        def gradient(x: Tensor | None, begin: int, wanted: bool) -> Tensor:
+            if x is None or not wanted:
+                return z.new_empty(0, dtype=z.dtype if x is None else x.dtype)
+            result = x.new_empty((z.shape[0], *x.shape[-2:]), dtype=z.dtype)
+            part = rows.part(begin, begin + x.shape[-2])
+            for first, last in part.chunks(z.shape[1]):
+                chunk = part.part(first, last)
+                here = slice(begin + first, begin + last)
+                of_chunk = _Stats(*(s[:, here] for s in whole))
+                d = _gradient_rows(chunk, rows, of_chunk, whole, options)
+                if normalize:
+                    d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z
+                    length = norms[:, here, None]
+                    d = torch.where(length == 0, 0, d / length)
+                result[:, first:last] = torch.where(index[:, here, None] == ignore_index, 0, d)
+            return (result.sum(0) if x.dim() == 2 else result).to(x.dtype)
+
+        of_temperature = z.new_zeros(() if temperature_grad else 0)
+        if temperature_grad:
+            for first, last in rows.chunks(z.shape[1]):
+                part = _Stats(*(s[:, first:last] for s in whole))
+                chunk = rows.part(first, last)
+                cosine = chunk.z @ rows.z.mT
+                weights = _weights(cosine, chunk, rows, part, options, plain=True)
+                of_temperature -= (weights * cosine).sum() / options.temperature**2
+        return (
+            gradient(embeddings, 0, embeddings_grad),
+            gradient(prototypes, sizes[0], prototypes_grad),
+            gradient(refs, sum(sizes), refs_grad),
+            of_temperature,
+        )

@@ -1,0 +1,107 @@
+"""Cases of the focal contrastive loss in every dtype, and their comparison with the float64 reference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merc_kernels import reference
+from tests.kernels import grid
+from tests.numerics import assert_accurate
+
+CLASSES, GROUPS = 5, 3
+OPTIONS: dict[str, list[Any]] = {
+    "dtype": [torch.float64, torch.float32, torch.bfloat16, torch.float16],
+    "focal": ["similarity", "probability"],
+    "gamma": [0.0, 0.5, 1.0, 2.0, 2.4],
+    "temperature": [0.01, 0.07, 0.8, 1.4, "learnable"],
+    "detach_focal": [True, False],
+    "use": [
+        "plain",
+        "class weights",
+        "prototypes",
+        "prototype anchors",
+        "refs",
+        "refs with gradient",
+        "ref only",
+        "groups",
+        "groups that share all",
+    ],
+    "normalize": [True, False],
+    "reduction": ["mean", "batchmean", "sum", "none"],
+}
+SIZES = [(1, 8), (2, 5), (37, 96), (97, 123), (130, 64), (257, 33)]  # N, D
+SCALE = {torch.float16: 1024.0}  # of the loss, as in training: 16 bits hold no gradient of 1e-6
+
+
+def valid(case: grid.Case) -> bool:
+    """Not ill-conditioned, and not refused."""
+    if case["use"] == "prototype anchors" and case["reduction"] == "none":
+        return False
+    if case["temperature"] in (0.01, 0.07) and case["size"][0] < 3:
+        return False  # one candidate holds all of p, and the gradient is a difference of roundings
+    # (1 - p)^(gamma - 1) has no bound as p nears 1: how a sum was rounded shows in the gradient
+    unbounded = case["focal"] == "probability" and not case["detach_focal"] and case["gamma"] in (0.5, 1.0)
+    return not (unbounded and case["temperature"] in (0.01, 0.07))
+
+
+def build(case: grid.Case) -> dict[str, Any]:
+    """The arguments of a case; what requires a gradient is a leaf."""
+    (rows, width), dtype, use = case["size"], case["dtype"], case["use"]
+    groups = (GROUPS,) if use.startswith("groups") else ()
+
+    def vectors(*shape: int) -> Tensor:
+        scale = 1.0 if case["normalize"] else width**-0.5
+        return (torch.randn(*shape, width, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+
+    labels = torch.randint(CLASSES, (*(groups if use == "groups" else ()), rows))
+    labels[..., 1::7] = -100
+    options = {k: case[k] for k in ("focal", "gamma", "temperature", "detach_focal", "normalize", "reduction")}
+    options |= {"embeddings": vectors(*groups, rows), "labels": labels}
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    if options["temperature"] == "learnable":
+        options["temperature"] = torch.tensor(0.3, dtype=accumulate, requires_grad=True)
+    if use in ("class weights", "groups"):
+        options["class_weights"] = torch.linspace(0.0, 2.0, CLASSES, dtype=accumulate)
+    if use.startswith("prototype") or use.startswith("groups"):
+        options["prototypes"] = vectors(*(groups if use == "groups" else ()), CLASSES)
+        options["prototype_anchors"] = use == "prototype anchors"
+    if use.startswith("ref") or use == "groups that share all":
+        refs = vectors(rows // 2 + 3)
+        options["ref_embeddings"] = refs.detach() if use == "refs" else refs
+        options["ref_labels"] = torch.randint(CLASSES, (rows // 2 + 3,))
+        options["ref_labels"][2] = -100
+        options["ref_only"] = use == "ref only"
+    return options
+
+
+def value_and_gradients(
+    loss: Callable[..., Tensor], options: dict[str, Any], scale: float, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Of every input that requires a gradient; floating inputs in ``dtype`` (None: as they are)."""
+
+    def leaf(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return x.detach().to(dtype or x.dtype).requires_grad_(x.requires_grad)
+
+    options = {name: leaf(x) for name, x in options.items()}
+    leaves = {name: x for name, x in options.items() if isinstance(x, Tensor) and x.requires_grad}
+    value = loss(**options)
+    upstream = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)
+    upstream = upstream * scale
+    gradients = torch.autograd.grad(value, list(leaves.values()), upstream, materialize_grads=True)
+    return {"value": value.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def check(options: dict[str, Any], loss: Callable[..., Tensor]) -> None:
+    """Value and gradients by the accuracy rule."""
+    dtype = options["embeddings"].dtype
+    scale = SCALE.get(dtype, 1.0)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    ours = value_and_gradients(loss, options, scale)
+    plain = value_and_gradients(reference.focal_contrastive_loss, options, scale, compute)
+    truth = value_and_gradients(reference.focal_contrastive_loss, options, scale, torch.float64)
+    for name, exact in truth.items():
+        assert_accurate(ours[name], plain[name], exact, name)

@@ -1,0 +1,96 @@
+"""Triton kernels compiled for real architectures without a GPU: nothing spilled, in the shared memory there is.
+
+It takes every iterator ``*_configurations`` of merc_kernels._triton.ahead_of_time: an operator adds its own there. By
+default it compiles of each kernel, and of each set of types it is launched with, the last configuration that the
+iterator gives, which should be the one that takes most registers; and on one architecture the first.
+"""
+
+import functools
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+OPERATORS = ("kd_divergence",)
+
+
+@functools.cache
+def configurations(operator: str) -> list:
+    from merc_kernels._triton import ahead_of_time
+
+    return list(getattr(ahead_of_time, f"{operator}_configurations")())
+
+
+def representatives(operator: str, first: bool) -> list[int]:
+    """Positions of the last (or first) configuration of each kernel and set of types."""
+    chosen: dict[tuple, int] = {}
+    for position, configuration in enumerate(configurations(operator)):
+        types = sorted(set(configuration.signature.values()) - {"constexpr", "i32", "i64"})
+        key = (configuration.kernel.__name__, *types)
+        chosen[key] = chosen.get(key, position) if first else position
+    return sorted(set(chosen.values()))
+
+
+def problem(operator: str, position: int, architecture: int) -> str | None:
+    """What is wrong with a configuration once it is compiled."""
+    configuration = configurations(operator)[position]
+    source = triton.compiler.ASTSource(
+        configuration.kernel, configuration.signature, configuration.constants, configuration.attributes
+    )
+    target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        compiled = triton.compile(source, target=target, options=configuration.options)
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        tool = triton.knobs.nvidia.cuobjdump.path
+        usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    shared = compiled.metadata.shared
+    if re.search(r"STACK:0 .*LOCAL:0 ", usage) and shared <= SHARED_MEMORY[architecture]:
+        return None
+    of_it = f"{configuration.kernel.__name__} {configuration.constants} {configuration.signature.values()}"
+    return f"sm_{architecture}: {of_it} {configuration.options}: shared {shared}, {usage.split('Function')[-1].strip()}"
+
+
+def problems(operator: str, positions: list[int], architecture: int) -> list[str]:
+    """Those of many, compiled by as many processes as there are cores."""
+    workers = min(len(os.sched_getaffinity(0)), len(positions))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        count = len(positions)
+        found = pool.map(problem, [operator] * count, positions, [architecture] * count, chunksize=4)
+        return [one for one in found if one is not None]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+class TestCompiles:
+    def test_every_iterator_is_here(self):
+        from merc_kernels._triton import ahead_of_time
+
+        ending = "_configurations"
+        assert {f"{operator}{ending}" for operator in OPERATORS} == {
+            x for x in vars(ahead_of_time) if x.endswith(ending)
+        }
+
+    @pytest.mark.parametrize("architecture", SHARED_MEMORY)
+    @pytest.mark.parametrize("operator", OPERATORS)
+    def test_representatives(self, operator, architecture):
+        positions = representatives(operator, first=False)
+        if architecture == 90:
+            positions += representatives(operator, first=True)
+        assert len(positions) > 2
+        assert problems(operator, positions, architecture) == []
+
+    @pytest.mark.full
+    @pytest.mark.parametrize("architecture", SHARED_MEMORY)
+    @pytest.mark.parametrize("operator", OPERATORS)
+    def test_every_configuration(self, operator, architecture):
+        everything = list(range(len(configurations(operator))))
+        assert problems(operator, everything, architecture) == []
