@@ -3,8 +3,8 @@
 r"""The focal contrastive loss in Triton: the operators, made of the kernels beside this file.
 
 Forward: pack, sums over pairs (for probability a second sweep, over what L weighs), finish, reduce. Backward: the
-numbers of a row, and then for each wanted source its gradient from all columns, and unpack. Rows of at most `_HELD`
-features stay in registers with their gradient. Wider ones have W + W' written strip by strip, and the vendor's matrix
+numbers of a row, and then for each wanted source its gradient from all columns, and unpack. Narrow rows stay in
+registers with their gradient (`held_tile`). Wider ones have W + W' written strip by strip, and the vendor's matrix
 product multiplies it by Z: the scores are then computed once, whatever the width.
 
 A float32 product is what torch.matmul would make of it: tf32 where torch.backends.cuda.matmul allows it, else IEEE.
@@ -20,6 +20,16 @@ import torch
 import triton
 from torch import Tensor
 
+from merc_kernels._triton.focal_contrastive_configuration import (
+    RANK_BLOCK,
+    ROW_BLOCK,
+    Tile,
+    Variant,
+    held_tile,
+    matrix_tile,
+    row_tile,
+    sums_tile,
+)
 from merc_kernels._triton.focal_contrastive_gradient import pair_gradient_kernel
 from merc_kernels._triton.focal_contrastive_rows import (
     finish_kernel,
@@ -33,50 +43,9 @@ from merc_kernels._triton.kd_divergence import REDUCE_BLOCK, REDUCE_WARPS, reduc
 
 _SIMILARITY = 0
 _NONE, _MEAN, _BATCHMEAN = 0, 2, 3
-_SMALLEST_BOUND = 0.025  # tau: e^(-2 / tau) is a normal float32, with room for a G
 _MOST_SPLITS = 16
 _STRIP_BYTES = 1 << 28  # of W + W' at a time: thousands of rows, to fill the chip with one matrix product
 _FLOAT16_TOP = 1024.0  # largest a (1 + G) in float16: a 32nd of what it holds, and 2^-34 of it is not yet 0
-ROW_BLOCK = 512  # rows of a program that does nothing but rows
-RANK_BLOCK = 64
-
-
-class Tile(NamedTuple):
-    """Rows and columns of a tile of pairs, features read at a time; warps, and stages of the pipeline."""
-
-    rows: int
-    columns: int
-    width: int
-    warps: int
-    stages: int
-
-    def options(self) -> dict[str, int]:
-        """The constants and options that a kernel of pairs takes from it."""
-        blocks = {"BLOCK_N": self.rows, "BLOCK_M": self.columns, "BLOCK_D": self.width}
-        return blocks | {"num_warps": self.warps, "num_stages": self.stages}
-
-
-def held(dtype: torch.dtype, width: int) -> bool:
-    """Whether rows of this width stay in registers with their gradient."""
-    return width <= (256 if dtype.itemsize == 2 else 128 if dtype.itemsize == 4 else 32)
-
-
-def pair_tile(dtype: torch.dtype, width: int, gradient: bool) -> Tile:
-    """The tile of a sweep over pairs; with ``gradient`` for rows that are held."""
-    block = max(16, triton.next_power_of_2(width))
-    if dtype == torch.float64:
-        return Tile(32, 32, min(block, 32), 4, 2)
-    if dtype == torch.float32:
-        return Tile(64, 32, block, 4, 2) if gradient else Tile(64, 64, min(block, 32), 4, 3)
-    if gradient:
-        return Tile(128, 64, block, 8, 2)
-    return Tile(128, 128, min(block, 64), 8, 3)
-
-
-def row_tile(width: int) -> tuple[int, int, int]:
-    """Rows and features of a program that normalises whole rows, and its warps."""
-    block = triton.next_power_of_2(width)
-    return max(1, 2048 // block), block, 4 if block <= 2048 else 8
 
 
 def _bits(value: float) -> int:
@@ -89,12 +58,9 @@ def _length(count: int, device: torch.device) -> Any:
     return triton.language.constexpr(count) if device.type == "cpu" else count
 
 
-def _power(gamma: float) -> int:
-    return int(gamma) if gamma in (0, 1, 2) else 3
-
-
-def _precision() -> str:
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+def _roomy(device: torch.device) -> bool:
+    """Whether a program finds 227 KB of shared memory: sm_90 and sm_100."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def _splits(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
@@ -154,14 +120,9 @@ class _Problem:
         self.packed_dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
         self.temperature_tensor = temperature_tensor
         self.bits = _bits(temperature), _bits(gamma)
-        self.similarity = focal == _SIMILARITY or gamma == 0  # the same factor, 1, and one sweep
-        bounded = self.normalize and temperature_tensor is None and temperature >= _SMALLEST_BOUND
-        self.constants = {
-            "DETACH": detach or gamma == 0,
-            "POWER": _power(gamma),
-            "BOUNDED": bounded,
-            "PRECISION": _precision(),
-        }
+        known = temperature if temperature_tensor is None else None
+        self.variant = Variant.of(focal == _SIMILARITY, detach, gamma, self.normalize, known)
+        self.roomy = _roomy(self.device)
 
 
 def _row_programs(rows: int, block: int, groups: int) -> tuple[int]:
@@ -188,7 +149,7 @@ def focal_contrastive(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive`` of csrc/library.cpp.
 
-    Returns: loss; divisor; z (G, T, D); norms (G, T); stats (G, T, 3); index (G, T), labels of the packed rows that
+    Returns: loss; divisor; z (G, T, D); norms (G, T); stats (G, T, 4); index (G, T), labels of the packed rows that
         fit 32 bits, -1 where they are not kept.
     """
     options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
@@ -196,7 +157,7 @@ def focal_contrastive(
     z = embeddings.new_empty((p.groups, p.total, p.width), dtype=p.packed_dtype)
     norms = z.new_empty((p.groups, p.total), dtype=p.dtype)
     index = labels.new_empty((p.groups, p.total))
-    stats = z.new_empty((p.groups, p.total, 3), dtype=p.dtype)
+    stats = z.new_empty((p.groups, p.total, 4), dtype=p.dtype)
     loss = z.new_empty(embeddings.shape[:-1] if reduction == _NONE else (), dtype=p.dtype)
     divisor = z.new_ones((), dtype=p.dtype)
     if p.groups * p.total == 0:
@@ -246,7 +207,7 @@ def focal_contrastive(
             p.total,
             p.groups,
             splits,
-            SIMILARITY=p.similarity,
+            SIMILARITY=p.variant.similarity,
             PARTIAL=reduction != _NONE,
             KEPT=reduction == _BATCHMEAN,
             BLOCK=ROW_BLOCK,
@@ -261,14 +222,14 @@ def focal_contrastive(
 
 def _sums(p: _Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
     """Partial sums over the pairs, (splits, 5, G anchors)."""
-    tile = pair_tile(p.packed_dtype, p.width, gradient=False)
+    tile = sums_tile(p.packed_dtype, p.width, p.variant, p.roomy)
     columns = p.total - p.first_candidate
     blocks = p.groups * triton.cdiv(p.anchors, tile.rows)
     splits, tiles = _splits(blocks, columns, tile, p.device, waves=4)
     partial = z.new_empty((splits, 5, p.groups * p.anchors), dtype=p.dtype)
     if partial.numel() == 0:
         return partial, splits
-    for step in (BOTH,) if p.similarity else (SUMS, TERMS):
+    for step in (BOTH,) if p.variant.similarity else (SUMS, TERMS):
         pair_sums_kernel[(blocks * splits,)](
             partial,
             z,
@@ -291,7 +252,7 @@ def _sums(p: _Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             STEP=step,
             WHOLE=p.width <= tile.width,
             **tile.options(),
-            **p.constants,
+            **p.variant.constants(),
         )
     return partial, splits
 
@@ -333,7 +294,7 @@ def focal_contrastive_backward(
         return results[0].zero_(), results[1].zero_(), results[2].zero_(), dtau
 
     with torch.cuda.device_of(z):
-        numbers = z.new_empty((p.groups, 3, p.total), dtype=p.dtype)
+        numbers = z.new_empty((p.groups, 4, p.total), dtype=p.dtype)
         grad = grad.contiguous()
         numbers_kernel[_row_programs(p.total, ROW_BLOCK, p.groups)](
             numbers,
@@ -342,13 +303,12 @@ def focal_contrastive_backward(
             divisor,
             *((0, 0) if grad.dim() == 0 else (p.rows, 1)),
             p.total,
-            p.bits[0],
-            BOUNDED=p.constants["BOUNDED"],
+            BOUNDED=p.variant.bounded,
             BLOCK=ROW_BLOCK,
         )
         scale = None
         if z.dtype == torch.float16:  # a ~ 1 / (N |P|) would be lost in it
-            largest = (numbers[:, 2] * (1 + stats[..., 1])).abs().amax()
+            largest = (numbers[:, 3] * (1 + stats[..., 1])).abs().amax()
             scale = torch.where(largest > 0, _FLOAT16_TOP / largest, 1)
         taus: list[Tensor] = []
         for source, result in zip(p.sources, results, strict=True):
@@ -377,8 +337,9 @@ def _gradient(
     # An anchor meets the candidates, a candidate the anchors.
     first = 0 if source.first >= p.first_candidate else p.first_candidate
     columns = (p.total if source.first < p.anchors else p.anchors) - first
-    in_hand = held(p.packed_dtype, p.width)
-    tile = pair_tile(p.packed_dtype, p.width, gradient=in_hand)
+    question = (p.packed_dtype, p.width, p.variant, taus is not None, p.roomy)
+    in_registers = held_tile(*question)
+    tile = in_registers or matrix_tile(*question)
 
     def launch(out: Tensor | None, row: int, rows: int, group: int, groups: int, splits: int, tiles: int) -> None:
         programs = groups * triton.cdiv(rows, tile.rows) * splits
@@ -410,16 +371,16 @@ def _gradient(
             _length(triton.cdiv(p.width, tile.width), p.device),
             p.width,
             *p.bits,
-            SIMILARITY=p.similarity,
-            MATRIX=not in_hand,
+            SIMILARITY=p.variant.similarity,
+            MATRIX=in_registers is None,
             WHOLE=p.width <= tile.width,
             **tile.options(),
-            **p.constants,
+            **p.variant.constants(),
         )
 
     if columns == 0:
         return z.new_zeros((1, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
-    if in_hand:
+    if in_registers:
         blocks = p.groups * triton.cdiv(source.rows, tile.rows)
         splits, tiles = _splits(blocks, columns, tile, p.device, waves=2)
         dz = z.new_empty((splits, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None

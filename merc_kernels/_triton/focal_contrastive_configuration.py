@@ -1,8 +1,11 @@
+# Triton ships no types, where it is installed at all:
+# mypy: disable-error-code="import-untyped,import-not-found"
 """Which kernels a call of the focal contrastive loss launches, in tiles of what size: never a matter of its rows."""
 
 from typing import Any, NamedTuple
 
 import torch
+from triton import next_power_of_2
 
 _SMALLEST_BOUND = 0.025  # tau: e^(-2 / tau) is a normal float32, with room for a G
 ROW_BLOCK, RANK_BLOCK = 512, 64
@@ -18,6 +21,11 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    def options(self) -> dict[str, int]:
+        """The constants and options that a kernel of pairs takes from it."""
+        blocks = {"BLOCK_N": self.rows, "BLOCK_M": self.columns, "BLOCK_D": self.width, "PARTS": self.parts}
+        return blocks | {"num_warps": self.warps, "num_stages": self.stages}
+
 
 class Variant(NamedTuple):
     """What compiles kernels of its own, beside dtype and width."""
@@ -25,7 +33,7 @@ class Variant(NamedTuple):
     similarity: bool
     detach: bool
     power: int  # gamma: 0, 1, 2 or (3) any other
-    bounded: bool  # no score exceeds 1/tau, which the host knows
+    bounded: bool  # similarity, and no score exceeds 1/tau, which the host knows
     precision: str  # of a float32 product: ieee, tf32
 
     @classmethod
@@ -37,14 +45,13 @@ class Variant(NamedTuple):
             similarity or flat,
             detach or flat,
             int(gamma) if gamma in (0, 1, 2) else 3,
-            unit and temperature is not None and temperature >= _SMALLEST_BOUND,
+            (similarity or flat) and unit and temperature is not None and temperature >= _SMALLEST_BOUND,
             precision,
         )
 
     def constants(self) -> dict[str, Any]:
-        """The constants of a kernel of pairs."""
+        """The constants that every kernel of pairs takes from it."""
         return {
-            "SIMILARITY": self.similarity,
             "DETACH": self.detach,
             "POWER": self.power,
             "BOUNDED": self.bounded,
@@ -53,26 +60,27 @@ class Variant(NamedTuple):
 
 
 def _block(width: int) -> int:
-    return max(16, 1 << (width - 1).bit_length())
+    size: int = next_power_of_2(width)
+    return max(16, size)
 
 
-def sums_tile(dtype: torch.dtype, width: int, variant: Variant, hopper: bool) -> Tile:
-    """Tile of `pair_sums_kernel`; ``hopper`` or later has 227 KB of shared memory, and operands stay there."""
+def sums_tile(dtype: torch.dtype, width: int, variant: Variant, roomy: bool) -> Tile:
+    """Tile of `pair_sums_kernel`; ``roomy``: a program finds 227 KB of shared memory (sm_90, sm_100)."""
     block = _block(width)
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 4, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
         return Tile(64, 64, min(block, 32), 2, 4, 3)
-    if block <= 64 or (hopper and block == 128):
+    if block <= 64 or (roomy and block == 128):
         return Tile(128, 64, block, 2, 8, 3)
-    if hopper and block == 256:  # rows are read once: half the traffic
+    if roomy and block == 256:  # rows are read once: half the traffic
         return Tile(128, 128, block, 8, 8, 2)
-    if hopper:  # a byte read does for 64 operations
+    if roomy:  # a byte read does for 64 operations
         return Tile(128, 128, 32, 8, 8, 4)
     return Tile(128, 64, 64, 2, 8, 3)
 
 
-def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, hopper: bool) -> Tile | None:
+def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy: bool) -> Tile | None:
     """Tile of `pair_gradient_kernel` for rows that stay in registers with their gradient; None for wider ones."""
     block = _block(width)
     light = variant.similarity and variant.detach and variant.bounded and not tau
@@ -80,12 +88,12 @@ def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, hoppe
         return None
     if dtype == torch.float32:
         return Tile(32, 32, block, 2, 4, 2)
-    if light and (hopper or block <= 128):
+    if light and (roomy or block <= 128):
         return Tile(128, 64, block, 2, 8, 2)
     return Tile(64, 32, block, 2, 8, 2)  # the numbers of a pair leave no room for more
 
 
-def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, hopper: bool) -> Tile:
+def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy: bool) -> Tile:
     """Tile of `pair_gradient_kernel` where it writes W + W'."""
     block = _block(width)
     light = variant.similarity and variant.detach and variant.bounded and not tau
@@ -93,12 +101,12 @@ def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, hop
         return Tile(32, 32, min(block, 32), 2, 4, 2)
     if dtype == torch.float32:
         return Tile(64, 32, min(block, 32), 2, 4, 3)
-    if light and hopper:
+    if light and roomy:
         return Tile(128, 128, 64, 8, 8, 3)
     return Tile(128, 64 if light else 32, 64, 2, 8, 3)
 
 
 def row_tile(width: int) -> tuple[int, int, int]:
     """Rows and features of a program that normalises whole rows, and its warps."""
-    block = 1 << (width - 1).bit_length()
+    block = next_power_of_2(width)
     return max(1, 2048 // block), block, 4 if block <= 2048 else 8

@@ -6,7 +6,7 @@ r"""The gradient of the focal contrastive loss by its unit rows, and by the temp
     W_ij = a_i ([j in P(i)] dg/ds(s_ij, L_i) + e^(s_ij - L_i) G_i)        G_i = sum_P dg/dL
     dZ = (W + W') Z / tau       dtau = -sum W_ij s_ij / tau, where W leaves out h' of similarity
 
-A program owns its rows: both W_ij and W_ji are formed for them, from L, G and a of either row. A row that is no anchor
+A program owns its rows: both W_ij and W_ji are formed for them, from m, log2 E, G and a of either row. A row that is no anchor
 has a = G = 0, one that is not kept z = 0: neither needs a mask. What falls to a row that is not kept is never read.
 """
 
@@ -29,11 +29,12 @@ from merc_kernels._triton.focal_contrastive_tiles import (
 
 @triton.jit
 def _numbers(numbers_ptr, n, count, total, AXIS: tl.constexpr):
-    # L, the factor of e^s, a, as a column or a row of the tile; a row that is not there is no anchor
-    level = tl.load(numbers_ptr + n, mask=n < count, other=NEVER)
-    soft = tl.load(numbers_ptr + total + n, mask=n < count, other=0.0)
-    a = tl.load(numbers_ptr + 2 * total + n, mask=n < count, other=0.0)
-    return tl.expand_dims(level, AXIS), tl.expand_dims(soft, AXIS), tl.expand_dims(a, AXIS)
+    # m, log2 E, the factor of e^s, a, as a column or a row of the tile; a row that is not there is no anchor
+    most = tl.load(numbers_ptr + n, mask=n < count, other=NEVER)
+    log_e = tl.load(numbers_ptr + total + n, mask=n < count, other=0.0)
+    soft = tl.load(numbers_ptr + 2 * total + n, mask=n < count, other=0.0)
+    a = tl.load(numbers_ptr + 3 * total + n, mask=n < count, other=0.0)
+    return tl.expand_dims(most, AXIS), tl.expand_dims(log_e, AXIS), tl.expand_dims(soft, AXIS), tl.expand_dims(a, AXIS)
 
 
 @triton.jit
@@ -51,26 +52,29 @@ def _weights(
     BOUNDED: tl.constexpr,
 ):
     # W + W' of a tile's pairs, and W without h' of similarity
-    level, soft, a = row  # [BLOCK_N, 1]
-    column_level, column_soft, column_a = column  # [1, BLOCK_M]
+    most, log_e, soft, a = row  # [BLOCK_N, 1]
+    column_most, column_log_e, column_soft, column_a = column  # [1, PART]
     to_score = 1 / tau * LOG2E
     score = cosine * to_score
+    ell = (score - most) - log_e
+    column_ell = (score - column_most) - column_log_e
     if BOUNDED:
         e = tl.exp2(score - to_score)
         soft_w, soft_m = soft * e, (soft + column_soft) * e
     else:  # no candidate has s > L; what is no candidate must not overflow
-        soft_w = soft * tl.exp2(tl.minimum(score - level, 0.0))
-        soft_m = soft_w + column_soft * tl.exp2(tl.minimum(score - column_level, 0.0))
+        ell, column_ell = tl.minimum(ell, 0.0), tl.minimum(column_ell, 0.0)
+        p, column_p = tl.exp2(ell), tl.exp2(column_ell)
+        soft_w = soft * p
+        soft_m = soft_w + column_soft * column_p
     if SIMILARITY:
         h, slope = raised(0.5 - 0.5 * cosine, gamma, POWER)
         hard_w, hard_m = -h * a, -h * (a + column_a)
         if not DETACH:
-            pull = a * (score - level) + column_a * (score - column_level)
-            hard_m += slope * pull * (0.5 * tau * LN2)
+            hard_m += slope * (a * ell + column_a * column_ell) * (0.5 * tau * LN2)
     else:
-        _, by_s = probability(tl.minimum(score - level, 0.0) * LN2, gamma, DETACH, POWER)
+        _, by_s = probability(ell, p, gamma, DETACH, POWER)
         hard_w = a * by_s
-        _, by_s = probability(tl.minimum(score - column_level, 0.0) * LN2, gamma, DETACH, POWER)
+        _, by_s = probability(column_ell, column_p, gamma, DETACH, POWER)
         hard_m = hard_w + column_a * by_s
     m = tl.where(other, soft_m + tl.where(alike, hard_m, 0.0), 0.0)
     return m, tl.where(other, soft_w + tl.where(alike, hard_w, 0.0), 0.0)
@@ -82,7 +86,7 @@ def pair_gradient_kernel(
     tau_ptr,  # (programs,), or None
     row_z_ptr,  # (G, row_total, D)
     row_label_ptr,
-    row_numbers_ptr,  # (G, 3, row_total)
+    row_numbers_ptr,  # (G, 4, row_total)
     column_z_ptr,
     column_label_ptr,
     column_numbers_ptr,
@@ -124,12 +128,12 @@ def pair_gradient_kernel(
     row_z_ptr += row_base * width
     column_z_ptr += column_base * width
     column_label_ptr += column_base
-    column_numbers_ptr += g * 3 * column_total + column_first
+    column_numbers_ptr += g * 4 * column_total + column_first
     label = labels(row_label_ptr + row_base, i, rows)[:, None]
-    row = _numbers(row_numbers_ptr + g * 3 * row_total + row_first, i, rows, row_total, 1)
+    row = _numbers(row_numbers_ptr + g * 4 * row_total + row_first, i, rows, row_total, 1)
     lane = tl.arange(0, BLOCK_D)
     if WHOLE:
-        row_z = vectors(row_z_ptr, i, rows, lane, width)  # [BLOCK_N, BLOCK_D]
+        row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
     tau = scalar(temperature_ptr, temperature, dtype)
     power = double(gamma).to(dtype)
     scale = tl.full([], 1.0, dtype)
@@ -139,13 +143,24 @@ def pair_gradient_kernel(
     dtau = tl.zeros([BLOCK_N], dtype)
     for tile in range(0, tiles):
         first = (split * tiles + tile) * BLOCK_M
-        j = first + tl.arange(0, BLOCK_M)  # [BLOCK_M]
         if WHOLE:
-            column_z = vectors(column_z_ptr, j, columns, lane, width)  # [BLOCK_M, BLOCK_D]
+            column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
             cosine = tl.dot(row_z, tl.trans(column_z), input_precision=PRECISION, out_dtype=dtype)
         else:
             cosine = products(
-                row_z_ptr, column_z_ptr, i, j, rows, columns, chunks, width, dtype, PRECISION, BLOCK_D
+                row_z_ptr,
+                column_z_ptr,
+                start,
+                first,
+                rows,
+                columns,
+                chunks,
+                width,
+                dtype,
+                PRECISION,
+                BLOCK_N,
+                BLOCK_M,
+                BLOCK_D,
             )  # [BLOCK_N, BLOCK_M]
         cosines = parts(cosine, PARTS)
         ms = ()
@@ -155,7 +170,8 @@ def pair_gradient_kernel(
             other = (i + row_first)[:, None] != (j + column_first)[None, :]
             column = _numbers(column_numbers_ptr, j, columns, column_total, 0)
             m, w = _weights(cosines[part], alike, other, row, column, tau, power, SIMILARITY, DETACH, POWER, BOUNDED)
-            dtau += tl.sum(w * cosines[part], 1)
+            if tau_ptr is not None:
+                dtau += tl.sum(w * cosines[part], 1)
             m = (m * scale).to(row_z_ptr.dtype.element_ty)
             if MATRIX and out_ptr is not None:
                 target = out_ptr + ((group * rows + i) * columns)[:, None] + j[None, :]

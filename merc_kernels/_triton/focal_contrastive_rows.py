@@ -5,13 +5,14 @@ r"""What the focal contrastive loss does a row at a time, in Triton: linear work
 
     pack      z = x / |x|, 1 / |x|, the label
     rank      labels of 64 bits as numbers of 32, which is what the pairs compare; -1 where a row is not kept
-    finish    from the partial sums of `pair_sums_kernel`:  L = log2 E + m,  H = sum h,  Q = sum h (s - m):
-              value = H (L - m) - Q (similarity), or summed as it is (probability);  a = w / |P|,  loss = a value
-    numbers   what a pair needs of either row, with the incoming gradient u in a: L, a G, a
+    finish    from the partial sums of `pair_sums_kernel`:  L = m + log2 E,  H = sum h,  Q = sum h (s - m):
+              value = H log2 E - Q (similarity), or summed as it is (probability);  a = w / |P|,  loss = a value
+    numbers   what a pair needs of either row, with the incoming gradient u in a: m, log2 E, a G, a
     unpack    dX = (dZ - (z.dZ) z) / |x|, summed over splits, and over the groups that share a row
 
-Scores count in units of log 2 (s = z.z' log2(e) / tau), for 2^x is what the chip has. Every output element has one
-program that writes it, and sums run in a fixed order: no atomics, the same bits on every run.
+Scores count in units of log 2 (s = z.z' log2(e) / tau), for 2^x is what the chip has. L stays in two parts, so that
+s - L keeps its digits where one candidate holds nearly all of p. Every output element has one program that writes it,
+and sums run in a fixed order: no atomics, the same bits on every run.
 """
 
 import triton
@@ -19,7 +20,7 @@ import triton.language as tl
 
 LN2, LOG2E = tl.constexpr(0.6931471805599453), tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e38)  # where a maximum starts: differences stay finite
-NEVER = tl.constexpr(1e30)  # L of a row that is no anchor: e^(s - L) = 0, and 0 L is no NaN
+NEVER = tl.constexpr(1e30)  # m of a row that is no anchor: 2^(s - m) = 0, and 0 m is no NaN
 
 
 @triton.jit
@@ -129,7 +130,7 @@ def merged(partial_ptr, row, inside, all_rows, splits, dtype: tl.constexpr, BLOC
 
 @triton.jit(do_not_specialize=["anchors", "total", "groups", "splits"])
 def finish_kernel(
-    stats_ptr,  # (G, T, 3): L, G, a
+    stats_ptr,  # (G, T, 4): m, G, a, log2 E
     loss_ptr,  # (G, anchors), or with PARTIAL (2, programs): sums of losses, counts of rows
     partial_ptr,  # (splits, 5, G anchors)
     index_ptr,  # (G, T)
@@ -176,10 +177,11 @@ def finish_kernel(
         weight = tl.load(weights_ptr + label, mask=counts, other=0.0)
     a = weight / tl.where(counts, count, 1.0)
     loss = tl.where(counts, a * value, 0.0)
-    place = stats_ptr + (g * total + n) * 3
-    tl.store(place, tl.where(counts, (top + log_e) * LN2, float("inf")), mask=n < total)
+    place = stats_ptr + (g * total + n) * 4
+    tl.store(place, tl.where(counts, top, NEVER), mask=n < total)
     tl.store(place + 1, tl.where(counts, slope, 0.0), mask=n < total)
     tl.store(place + 2, a, mask=n < total)
+    tl.store(place + 3, log_e, mask=n < total)
     if PARTIAL:
         counted = kept if KEPT else counts
         tl.store(loss_ptr + tl.program_id(0), tl.sum(loss, 0))
@@ -188,16 +190,15 @@ def finish_kernel(
         tl.store(loss_ptr + row, loss, mask=is_anchor)
 
 
-@triton.jit(do_not_specialize=["stride_ug", "stride_un", "total", "temperature"])
+@triton.jit(do_not_specialize=["stride_ug", "stride_un", "total"])
 def numbers_kernel(
-    numbers_ptr,  # (G, 3, T): L; a G, with BOUNDED times e^(1/tau - L); a
-    stats_ptr,  # (G, T, 3)
+    numbers_ptr,  # (G, 4, T): m; log2 E; a G, with BOUNDED over E; a
+    stats_ptr,  # (G, T, 4)
     grad_ptr,  # a scalar (strides 0), or (G, N)
     divisor_ptr,
     stride_ug,
     stride_un,
     total,
-    temperature: tl.int64,
     BOUNDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -207,19 +208,20 @@ def numbers_kernel(
     g = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = n < total
-    place = stats_ptr + (g * total + n) * 3
-    level = tl.minimum(tl.load(place, mask=inside, other=NEVER), NEVER) * LOG2E
+    place = stats_ptr + (g * total + n) * 4
+    log_e = tl.load(place + 3, mask=inside, other=0.0)
     a = tl.load(place + 2, mask=inside, other=0.0)
     counts = a != 0  # what a row that does not count is sent, a NaN too, reaches nothing
     a = tl.where(counts, a * tl.load(grad_ptr + g * stride_ug + n * stride_un, mask=counts, other=0.0), 0.0)
     a /= tl.load(divisor_ptr)
     soft = a * tl.load(place + 1, mask=inside, other=0.0)
-    if BOUNDED:
-        soft *= tl.exp2(tl.where(counts, 1 / double(temperature).to(dtype) * LOG2E - level, 0.0))
-    place = numbers_ptr + g * 3 * total + n
-    tl.store(place, level, mask=inside)
-    tl.store(place + total, soft, mask=inside)
-    tl.store(place + 2 * total, a, mask=inside)
+    if BOUNDED:  # m is 1/tau for all
+        soft *= tl.exp2(-log_e)
+    target = numbers_ptr + g * 4 * total + n
+    tl.store(target, tl.load(place, mask=inside, other=NEVER), mask=inside)
+    tl.store(target + total, log_e, mask=inside)
+    tl.store(target + 2 * total, soft, mask=inside)
+    tl.store(target + 3 * total, a, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "first", "total", "groups", "splits", "temperature"])

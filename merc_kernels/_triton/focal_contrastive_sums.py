@@ -35,7 +35,8 @@ def _added(
     alike,
     other,
     bias,
-    level,
+    most,
+    log_e,
     to_score,
     gamma,
     STEP: tl.constexpr,
@@ -65,10 +66,10 @@ def _added(
             slope_sum += tl.sum(h, 1)
             value += tl.sum(h * (score - top[:, None]), 1)
         else:
-            ell = (score - level[:, None]) * LN2
-            h, by_s = probability(ell, gamma, DETACH, POWER)
+            ell = (score - most[:, None]) - log_e[:, None]
+            h, by_s = probability(ell, tl.exp2(ell), gamma, DETACH, POWER)
             slope_sum += tl.sum(tl.where(positive, -by_s, 0.0), 1)
-            value += tl.sum(tl.where(positive, -h * ell, 0.0), 1)
+            value += tl.sum(tl.where(positive, -h * ell * LN2, 0.0), 1)
     return top, e_sum, count, slope_sum, value
 
 
@@ -116,7 +117,7 @@ def pair_sums_kernel(
     label = labels(row_label_ptr + row_base, i, rows)[:, None]
     lane = tl.arange(0, BLOCK_D)
     if WHOLE:
-        row_z = vectors(row_z_ptr, i, rows, lane, width)  # [BLOCK_N, BLOCK_D]
+        row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
     to_score = 1 / scalar(temperature_ptr, temperature, dtype) * LOG2E
     power = double(gamma).to(dtype)
     all_rows = groups.to(tl.int64) * rows
@@ -124,19 +125,30 @@ def pair_sums_kernel(
 
     zero = tl.zeros([BLOCK_N], dtype)
     sums = (zero + (to_score if BOUNDED else LOWEST), zero, zero, zero, zero)
-    level = zero
+    most, log_e = zero, zero
     if STEP == TERMS:
-        m, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)
-        level = m + tl.log2(tl.where(e > 0, e, 1.0))
+        most, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)
+        log_e = tl.log2(tl.where(e == 0, 1.0, e))
     for tile in range(0, tiles):
         first = (split * tiles + tile) * BLOCK_M
-        j = first + tl.arange(0, BLOCK_M)  # [BLOCK_M]
         if WHOLE:
-            column_z = vectors(column_z_ptr, j, columns, lane, width)  # [BLOCK_M, BLOCK_D]
+            column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
             cosine = tl.dot(row_z, tl.trans(column_z), input_precision=PRECISION, out_dtype=dtype)
         else:
             cosine = products(
-                row_z_ptr, column_z_ptr, i, j, rows, columns, chunks, width, dtype, PRECISION, BLOCK_D
+                row_z_ptr,
+                column_z_ptr,
+                start,
+                first,
+                rows,
+                columns,
+                chunks,
+                width,
+                dtype,
+                PRECISION,
+                BLOCK_N,
+                BLOCK_M,
+                BLOCK_D,
             )  # [BLOCK_N, BLOCK_M]
         cosines = parts(cosine, PARTS)
         for part in tl.static_range(0, PARTS):
@@ -146,7 +158,7 @@ def pair_sums_kernel(
             other = (i + row_first)[:, None] != (j + column_first)[None, :]
             bias = tl.where(column_label >= 0, 0.0, -float("inf")).to(dtype)
             sums = _added(
-                sums, cosines[part], alike, other, bias, level, to_score, power, STEP, DETACH, POWER, BOUNDED
+                sums, cosines[part], alike, other, bias, most, log_e, to_score, power, STEP, DETACH, POWER, BOUNDED
             )
 
     target = partial_ptr + split.to(tl.int64) * 5 * all_rows + row

@@ -13,17 +13,18 @@ Rows and columns are apart: the same packed rows in a batch, any two sets of the
 rows and one of ``splits`` runs of columns, BLOCK_M at a time. Scores count in units of log 2, for 2^x is what the chip
 has: s log2(e) here, and L likewise.
 
-With unit rows and tau >= 0.025 (BOUNDED) no score exceeds 1/tau, and e^(s - 1/tau) underflows for none: it needs no
-running maximum, and one exponential serves both rows of a pair.
+With unit rows and tau >= 0.025 (BOUNDED, similarity only) no score exceeds 1/tau, and e^(s - 1/tau) underflows for
+none: it needs no running maximum, and one exponential serves both rows of a pair. Where a tile's numbers would not fit
+the registers, its columns are dealt with in PARTS.
 """
 
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LOG2E
+from merc_kernels._triton.focal_contrastive_rows import LN2
 
 PER_CALL = ["rows", "row_first", "row_total", "columns", "column_first", "column_total", "first_group"]
-PER_CALL += ["splits", "tiles", "chunks", "temperature", "gamma"]
+PER_CALL += ["groups", "splits", "tiles", "chunks", "temperature", "gamma"]
 
 
 @triton.jit
@@ -35,10 +36,11 @@ def place(rows, splits, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def vectors(z_ptr, n, count, lane, width):
-    """Rows n, [BLOCK, BLOCK_D]; 0 beyond the last row and feature."""
-    mask = (n < count)[:, None] & (lane < width)[None, :]
-    return tl.load(z_ptr + n[:, None] * width + lane[None, :], mask=mask, other=0.0)
+def vectors(z_ptr, start, count, lane, width, BLOCK: tl.constexpr):
+    """BLOCK rows from ``start``, [BLOCK, BLOCK_D]; 0 beyond the last row and feature."""
+    n = tl.arange(0, BLOCK)
+    mask = (n < count - start)[:, None] & (lane < width)[None, :]
+    return tl.load(z_ptr + start.to(tl.int64) * width + n[:, None] * width + lane[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -51,44 +53,46 @@ def labels(label_ptr, n, count):
 def products(
     row_z_ptr,
     column_z_ptr,
-    i,
-    j,
+    start,
+    first,
     rows,
     columns,
     chunks,
     width,
     dtype: tl.constexpr,
     PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """z.z' of rows too wide to hold, chunk by chunk: [BLOCK_N, BLOCK_M]."""
-    product = tl.zeros([i.shape[0], j.shape[0]], dtype)
+    product = tl.zeros([BLOCK_N, BLOCK_M], dtype)
     for chunk in range(0, chunks):
         lane = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
-        row_z = vectors(row_z_ptr, i, rows, lane, width)
-        column_z = vectors(column_z_ptr, j, columns, lane, width)
+        row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)
+        column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)
         product = tl.dot(row_z, tl.trans(column_z), product, input_precision=PRECISION, out_dtype=dtype)
     return product
 
 
 @triton.jit
 def parts(x, PARTS: tl.constexpr):
-    """The columns of a tile in 2, 4 or 8 parts: elements that are dealt with in turn share registers."""
-    left, right = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
-    if PARTS == 2:
-        return left, right
+    """The columns of a tile in 1, 2, 4 or 8 parts: elements that are dealt with in turn share registers."""
+    if PARTS == 1:
+        return (x,)
     else:
+        left, right = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
         return parts(left, PARTS // 2) + parts(right, PARTS // 2)
 
 
 @triton.jit
 def whole(x, PARTS: tl.constexpr):
     """The tile of these `parts`."""
-    if PARTS == 2:
-        left, right = x[0], x[1]
+    if PARTS == 1:
+        return x[0]
     else:
         left, right = whole(x[: PARTS // 2], PARTS // 2), whole(x[PARTS // 2 :], PARTS // 2)
-    return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (left.shape[0], 2 * left.shape[1]))
+        return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (left.shape[0], 2 * left.shape[1]))
 
 
 @triton.jit
@@ -110,21 +114,15 @@ def raised(base, gamma, POWER: tl.constexpr):
 
 
 @triton.jit
-def _minus_expm1(x):
-    # 1 - e^x for x <= 0, without cancellation
-    series = tl.full(x.shape, 1.0, x.dtype)
-    terms: tl.constexpr = 16 if x.dtype == tl.float64 else 8
+def probability(ell, p, gamma, DETACH: tl.constexpr, POWER: tl.constexpr):
+    """h and dg/ds of l = s - L <= 0, with p = 2^l."""
+    natural = ell * LN2
+    series = tl.full(ell.shape, 1.0, ell.dtype)  # 1 - e^l without cancellation
+    terms: tl.constexpr = 16 if ell.dtype == tl.float64 else 8
     for k in tl.static_range(terms, 1, -1):
-        series = 1 + series * x * (1.0 / k)
-    return tl.where(x > -0.35, -x * series, 1 - tl.exp2(x * LOG2E))
-
-
-@triton.jit
-def probability(ell, gamma, DETACH: tl.constexpr, POWER: tl.constexpr):
-    """h and dg/ds of l = s - L."""
-    base = _minus_expm1(ell)
-    h, slope = raised(base, gamma, POWER)
+        series = 1 + series * natural * (1.0 / k)
+    h, slope = raised(tl.where(natural > -0.35, -natural * series, 1 - p), gamma, POWER)
     by_s = -h
     if not DETACH:
-        by_s -= (base - 1) * slope * ell
+        by_s += p * slope * natural
     return h, by_s
