@@ -2,20 +2,26 @@
 # make test        set up, run the tests that need no GPU
 # make test-full   the same with the whole grids
 # make check       ruff, mypy, import-linter
+# make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
+# make bench-quick the same machinery on small sizes, one minute; writes nothing
+# make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, GPU tests, compute-sanitizer,
+#                  benchmarks; nine minutes; results go to RESULTS (benchmarks/results)
+# make docs        the figure and the tables of README and docs, from benchmarks/results
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #
-# Everything is installed into .venv, once; again when pyproject.toml, setup.py, csrc or TORCH changes. An installation that was
+# Everything but make gpu is installed into .venv, once; again when pyproject.toml, setup.py, csrc or TORCH changes. An installation that was
 # interrupted begins anew.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+RESULTS ?= benchmarks/results
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .NOTPARALLEL: # one environment, so one thing at a time
-.PHONY: train test test-full check lint types imports clean FORCE
+.PHONY: train test test-full check lint types imports bench bench-quick gpu docs clean FORCE
 
 train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
@@ -25,6 +31,18 @@ test: $(VENV)/.dev
 
 test-full: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "full or not full"
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks --device cpu --minutes 9 --results $(RESULTS)
+
+bench-quick: $(VENV)/.dev
+	$(BIN)/python -m benchmarks --device cpu --minutes 0.8 --quick
+
+gpu: # installs nothing
+	$(PYTHON) -m benchmarks.gpu --results $(RESULTS)
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.report --write
 
 check: lint types imports
 
@@ -57,7 +75,7 @@ $(VENV)/.torch:
 	@echo "Setting up $(VENV) with $(TORCH) ..."
 	@rm -rf $(VENV) && mkdir $(VENV) && touch $(VENV)/.unfinished
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) "setuptools>=77" wheel pybind11 ninja $(TORCH)
+	@$(PIP) "setuptools>=77" wheel packaging pybind11 ninja $(TORCH)
 	@echo "$(TORCH)" > $@
 	@rm $(VENV)/.unfinished
 

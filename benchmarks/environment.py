@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import shlex
 import subprocess
@@ -13,11 +14,12 @@ import torch
 
 import merc_kernels
 
+PEERS = ("triton", "pytorch-metric-learning", "lightly", "liger-kernel")
 RESULTS = Path(__file__).parent / "results"
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions, commit (with + where the tree has changes) and command."""
+    """Machine, versions, commit (with + where the tree has changes; unknown outside a repository) and command."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
@@ -30,9 +32,11 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "merc-kdc": merc_kernels.__version__,
+        "peers": {name: _version(name) for name in PEERS},
         "backends": merc_kernels.backends(),
-        "commit": git("rev-parse", "HEAD") + changed,
+        "commit": (git("rev-parse", "HEAD") or "unknown") + changed,
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
     }
 
@@ -44,5 +48,13 @@ def cpu_name() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _module() -> str:
-    return f"benchmarks.{Path(sys.argv[0]).stem}"
+    stem = Path(sys.argv[0]).stem
+    return "benchmarks" if stem == "__main__" else f"benchmarks.{stem}"

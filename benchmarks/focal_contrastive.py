@@ -1,170 +1,174 @@
-"""focal_contrastive_loss on the CPU, forward and backward, beside what one would write in PyTorch, and matrix products.
-
-    python -m benchmarks.focal_contrastive
-
-Six classes in IEMOCAP's proportions, D = 256, the similarity form with gamma 2 and a temperature of 0.1. One pass is
-2 N² D operations at the rate of `torch.mm` of two 2048² matrices in the same run; the plain algorithm needs three, the
-symmetric one two. The result, benchmarks/results/focal_contrastive-cpu.json, has for each size and provider the median
-and the 20 and 80 % quantiles in milliseconds, the passes, the error of value and gradient against float64 in the same
-run, and the peak memory beyond inputs and the returned gradient.
-"""
+"""focal_contrastive: its cells, inputs and truth. Labels of six classes in IEMOCAP's proportions."""
 
 from __future__ import annotations
 
 import functools
-import json
-import sys
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from benchmarks.environment import RESULTS, environment
-from benchmarks.timing import interleaved, peak_extra_bytes, peak_in_a_fresh_process
-from merc_kernels import focal_contrastive_loss, reference
+from benchmarks.cell import Cell, Floor, Problem, Provider
+from benchmarks.contrastive_peers import OPTIONS, peers
+from benchmarks.floors import matrix_product
+from merc_kernels import reference
 
-WIDTH, TEMPERATURE, GAMMA = 256, 0.1, 2.0
 PROPORTIONS = torch.tensor([504.0, 839.0, 1324.0, 933.0, 742.0, 1468.0])
-LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 6e-3}
-SIZES: dict[tuple[int, torch.dtype], tuple[list[str], int, int]] = {  # N, dtype: providers, rounds, calls a round
-    (200, torch.float32): (["ours", "eager", "torch.compile", "torch backend"], 40, 20),
-    (956, torch.float32): (["ours", "eager", "torch.compile", "torch backend", "loop over anchors"], 9, 1),
-    (4096, torch.float32): (["ours", "eager", "torch.compile", "torch backend"], 7, 1),
-    (4096, torch.bfloat16): (["ours"], 7, 1),
-    (16384, torch.float32): (["ours"], 3, 1),
-}
+WIDTHS = (128, 256, 768, 1024)
+TRUTH_WORK = {"cpu": 4096**2 * 1024, "cuda": 65536**2 * 256}  # N² D up to which the truth is of the whole cell
+BLOCK = {"cpu": 1 << 22, "cuda": 1 << 26}  # elements of the matrix that the truth holds at a time
+ALL_PASSES = ("forward", "backward", "both")
 
 
-def eager(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """The lean N x N form: one product, one masked logsumexp, the factor, one masked row mean."""
-    z = F.normalize(embeddings, dim=-1)
-    cosine = z @ z.T
-    s = cosine / TEMPERATURE
-    itself = torch.eye(len(z), dtype=torch.bool)
-    lse = s.masked_fill(itself, -torch.inf).logsumexp(-1, keepdim=True)
-    positive = ((labels[:, None] == labels) & ~itself).float()
-    factor = ((1 - cosine.detach()) / 2).square() * positive
-    count = positive.sum(-1)
-    rows = (factor * (lse - s)).sum(-1) / count.clamp(min=1)
-    return rows.sum() / (count > 0).sum()
+class FocalContrastive:
+    """The subject."""
+
+    name = "focal_contrastive"
+    floor_is = (
+        "0.5 passes over the matrix of similarities forward, 1.5 backward (on a GPU 2), at the rate of a large product"
+    )
+    limit: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
+
+    def cells(self, scale: str, device: str) -> list[Cell]:
+        """For each formula and type the sizes ascend, so that a cell can be predicted."""
+        if scale == "quick":
+            return [
+                _cell(200, seconds=0.3, providers=_MANY),
+                _cell(956, seconds=0.6, providers=_MANY),
+                _cell(512, formula="supcon", seconds=0.2, providers=("merc", "eager", "pytorch-metric-learning")),
+                _cell(64, formula="pairs", seconds=0.1, providers=("merc", "eager", "lightly")),
+                _cell(1 << 18, seconds=0.1, providers=_MANY),
+                _cell(64, formula="swfc", seconds=0.1, providers=(*_MANY, "loop over anchors")),
+            ]
+        return _gpu_cells() if device == "cuda" else _cpu_cells()
+
+    def providers(self, device: str) -> list[Provider]:
+        """Ours and the peers."""
+        return peers(device)
+
+    def work(self, cell: Cell) -> float:
+        """N² D."""
+        return float(cell.sizes["rows"] ** 2 * cell.sizes["width"])
+
+    def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
+        """The loss of embeddings and labels."""
+        embeddings, labels = inputs(cell, device, rows)
+        return Problem(provider, cell.formula, embeddings, (labels,))
+
+    def truth(self, cell: Cell, device: str) -> tuple[float, Tensor | None, int]:
+        """The reference in float64, a block of anchors at a time; of fewer rows where the cell is very large."""
+        rows = cell.sizes["rows"]
+        most = int((TRUTH_WORK[device] / cell.sizes["width"]) ** 0.5)
+        rows = min(rows, most)
+        embeddings, labels = inputs(cell, device, rows)
+        return *exact(embeddings.detach().double(), labels, cell.formula), rows
+
+    def floor(self, cell: Cell, device: str) -> Floor:
+        """Matrix products."""
+        return matrix_product(cell, device)
 
 
-def loop_over_anchors(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """The shape of MultiEMO's published loss, written from its formula: a Python loop, here with our factor."""
-    z = F.normalize(embeddings, dim=-1)
-    total, anchors = z.new_zeros(()), 0
-    for i in range(len(z)):
-        others = torch.arange(len(z)) != i
-        cosine = z[others] @ z[i]
-        positive = labels[others] == labels[i]
-        if positive.any():
-            log_p = (cosine / TEMPERATURE).log_softmax(0)[positive]
-            factor = ((1 - cosine[positive].detach()) / 2) ** GAMMA
-            total = total - (factor * log_p).mean()
-            anchors += 1
-    return total / anchors
+def inputs(cell: Cell, device: str, rows: int | None = None) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels, the same tensors for every provider; ``rows`` of them where given."""
+    return _inputs(rows or cell.sizes["rows"], cell.sizes["width"], cell.torch_dtype, cell.formula == "pairs", device)
 
 
-def provider(name: str) -> Any:
-    """A loss of embeddings and labels."""
-    options = {"temperature": TEMPERATURE, "gamma": GAMMA}
-    if name == "torch.compile":
-        torch._dynamo.reset()
-        return torch.compile(eager, dynamic=False)
-    return {
-        "ours": functools.partial(focal_contrastive_loss, **options),
-        "torch backend": functools.partial(focal_contrastive_loss, **options, backend="torch"),
-        "eager": eager,
-        "loop over anchors": loop_over_anchors,
-    }[name]
-
-
-def inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels."""
+@functools.lru_cache(maxsize=2)
+def _inputs(rows: int, width: int, dtype: torch.dtype, pairs: bool, device: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.multinomial(PROPORTIONS, rows, replacement=True, generator=generator)
-    return torch.randn(rows, WIDTH, generator=generator).to(dtype).requires_grad_(), labels
+    if pairs:
+        labels = torch.arange(rows) // 2
+    embeddings = torch.randn(rows, width, generator=generator)
+    return embeddings.to(device, dtype).requires_grad_(), labels.to(device)
 
 
-def step(loss: Any, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Forward and backward; the gradient."""
-    embeddings.grad = None
-    loss(embeddings, labels).backward()
-    assert embeddings.grad is not None
-    return embeddings.grad
+def exact(embeddings: Tensor, labels: Tensor, formula: str) -> tuple[float, Tensor]:
+    """Value and gradient of `merc_kernels.reference`, from blocks of anchors whose other candidates are refs."""
+    x = embeddings.detach().requires_grad_()
+    options = OPTIONS[formula] | {"reduction": "sum"}
+    rows = len(x)
+    step = max(1, BLOCK[x.device.type] // rows)
+    total = 0.0
+    for begin in range(0, rows, step):
+        end = min(begin + step, rows)
+        others = torch.cat([x[:begin], x[end:]])
+        names = torch.cat([labels[:begin], labels[end:]])
+        loss = reference.focal_contrastive_loss(
+            x[begin:end], labels[begin:end], ref_embeddings=others, ref_labels=names, **options
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    _, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    divisor = rows if formula == "swfc" else max(1, int((counts[place] > 1).sum()))
+    assert x.grad is not None
+    return total / divisor, x.grad / divisor
 
 
-def error(loss: Any, rows: int, dtype: torch.dtype) -> float:
-    """Relative error of value and gradient (the larger) against the reference in float64, on 1024 rows at most."""
-    embeddings, labels = inputs(min(rows, 1024), dtype)
-    exact = embeddings.detach().double().requires_grad_()
-    truth = reference.focal_contrastive_loss(exact, labels, temperature=TEMPERATURE, gamma=GAMMA)
-    gradient = torch.autograd.grad(truth, exact)[0]
-    value = loss(embeddings, labels).item()
-    difference = step(loss, embeddings, labels).double() - gradient
-    return max(abs(value / truth.item() - 1), float(difference.norm() / gradient.norm()))
+def _cell(
+    rows: int,
+    width: int = 256,
+    dtype: str = "float32",
+    formula: str = "focal",
+    *,
+    passes: tuple[str, ...] = ("both",),
+    providers: tuple[str, ...] | None = None,
+    seconds: float = 2.0,
+) -> Cell:
+    return Cell("focal_contrastive", {"rows": rows, "width": width}, dtype, formula, passes, providers, seconds)
 
 
-def measure(rows: int, dtype: torch.dtype) -> dict[str, Any]:
-    """One size: every provider, and the matrix product."""
-    names, rounds, inner = SIZES[rows, dtype]
-    embeddings, labels = inputs(rows, dtype)
-    losses = {name: provider(name) for name in names}
-    errors = {name: error(loss, rows, dtype) for name, loss in losses.items()}
-    square = torch.randn(2048, 2048)
-    calls: dict[str, Any] = {
-        name: functools.partial(step, loss, embeddings, labels)
-        for name, loss in losses.items()
-        if errors[name] <= LARGEST_ERROR[dtype]
-    }
-    slow = {name: calls.pop(name) for name in ("loop over anchors",) if name in calls}
-    times = interleaved(calls, rounds, inner) | interleaved(slow, 3)
-    product = interleaved({"mm": lambda: torch.mm(square, square)}, max(rounds, 5))["mm"]
-    pass_ms = product["median"] * rows**2 * WIDTH / 2048**3
-    row: dict[str, Any] = {"subject": "focal_contrastive", "dtype": str(dtype).removeprefix("torch."), "rows": rows}
-    row |= {"width": WIDTH, "pass": "both", "mm_2048_ms": product, "one_pass_ms": pass_ms, "providers": {}}
-    for name in names:
-        result: dict[str, Any] = {"error": errors[name]}
-        if name in times:
-            result |= {**times[name], "passes": times[name]["median"] / pass_ms}
-        arguments = (name, str(rows), row["dtype"])
-        result["peak_extra_bytes"] = peak_in_a_fresh_process("benchmarks.focal_contrastive", *arguments)
-        row["providers"][name] = result
-    return row
+_OURS = ("merc", "merc:cpu", "merc:triton", "merc:cuda", "merc:torch")
+_MANY = (*_OURS, "eager", "eager, tf32", "chunked")
+_MOST = (*_MANY, "merc:reference")
 
 
-def peak(name: str, rows: int, dtype: torch.dtype) -> int:
-    """Peak memory of one step beyond inputs and the returned gradient."""
-    embeddings, labels = inputs(rows, dtype)
-    loss = provider(name)
-    step(loss, *inputs(64, dtype))
-    if name == "torch.compile":  # compiling is no part of a step
-        step(loss, embeddings, labels)
-        embeddings.grad = None
-    returned = embeddings.numel() * embeddings.element_size()
-    return max(0, peak_extra_bytes(lambda: step(loss, embeddings, labels)) - returned)
+def _cpu_cells() -> list[Cell]:
+    return [
+        _cell(200, passes=ALL_PASSES, providers=(*_MOST, "torch.compile"), seconds=0.7),
+        _cell(956, passes=ALL_PASSES, providers=(*_MOST, "torch.compile", "loop over anchors"), seconds=1.5),
+        _cell(2048, providers=_MANY),
+        _cell(4096, passes=ALL_PASSES, providers=(*_MOST, "torch.compile"), seconds=3.0),
+        _cell(8192, providers=_MANY, seconds=4.0),
+        _cell(16384, providers=_MANY, seconds=8.0),
+        _cell(65536, providers=_MANY),
+        _cell(262144, providers=_MANY),
+        _cell(4096, dtype="bfloat16", providers=("merc", "merc:cpu", "merc:torch", "eager"), seconds=3.0),
+        _cell(956, formula="supcon", seconds=1.0, providers=("merc", "eager", "pytorch-metric-learning")),
+        _cell(4096, formula="supcon", providers=("merc", "eager", "pytorch-metric-learning")),
+        _cell(956, formula="swfc", seconds=1.0, providers=("merc", "merc:torch", "eager", "loop over anchors")),
+        _cell(4096, formula="swfc", providers=("merc", "merc:torch", "eager")),
+        _cell(4096, formula="pairs", providers=("merc", "eager", "pytorch-metric-learning", "lightly")),
+        *(_cell(4096, width, providers=("merc", "merc:torch", "eager", "chunked")) for width in WIDTHS if width != 256),
+    ]
 
 
-def main() -> None:
-    """Measure every size and write the result."""
-    if sys.argv[1:2] == ["--peak"]:
-        print(peak(sys.argv[2], int(sys.argv[3]), getattr(torch, sys.argv[4])))
-        return
-    rows = []
-    for size in SIZES:
-        rows.append(measure(*size))
-        print(f"N = {size[0]}, {rows[-1]['dtype']}: one pass {rows[-1]['one_pass_ms']:.3f} ms", flush=True)
-        for name, values in rows[-1]["providers"].items():
-            extra = values["peak_extra_bytes"] / 2**20
-            median, passes = values.get("median", float("nan")), values.get("passes", float("nan"))
-            line = f"  {name:17} {median:9.3f} ms, {passes:6.2f} passes, {extra:7.1f} MiB, error {values['error']:.1e}"
-            print(line, flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "focal_contrastive-cpu.json"
-    path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
-    print(path)
+def _gpu_cells() -> list[Cell]:
+    """Compilation takes long, so the compiled peer has three sizes; the grid is for the others."""
+    cells = []
+    for rows in (200, 1024, 4096, 16384, 65536, 262144):
+        for dtype in ("float32", "bfloat16"):
+            passes = ("both", "graph") if rows <= 1024 else ALL_PASSES if rows <= 16384 else ("both",)
+            providers = _MOST if rows <= 16384 else _MANY
+            if rows in (1024, 4096, 16384):
+                providers = (*providers, "torch.compile")
+            cells.append(_cell(rows, 256, dtype, passes=passes, providers=providers, seconds=0.15))
+    cells += [
+        _cell(956, formula="swfc", providers=(*_OURS, "eager", "loop over anchors"), seconds=0.15),
+        *(
+            _cell(rows, formula="supcon", providers=(*_OURS, "eager", "pytorch-metric-learning"), seconds=0.15)
+            for rows in (956, 4096, 16384)
+        ),
+        _cell(4096, formula="pairs", providers=(*_OURS, "eager", "pytorch-metric-learning", "lightly"), seconds=0.15),
+        *(
+            _cell(rows, width, dtype, providers=_MANY, seconds=0.1)
+            for rows in (4096, 16384, 65536, 262144)
+            for width in WIDTHS
+            if width != 256
+            for dtype in ("float32", "bfloat16")
+        ),
+    ]
+    return cells
 
 
-if __name__ == "__main__":
-    main()
+SUBJECT = FocalContrastive()

@@ -1,127 +1,110 @@
-"""kd_divergence on the CPU, forward and backward, beside eager PyTorch, torch.compile of it, and the floor.
-
-    python -m benchmarks.kd_divergence
-
-The floor is `torch.add(student, teacher)`: it reads both and writes one fresh tensor. The result,
-benchmarks/results/kd_divergence-cpu.json, has for each size and provider the median and the 20 and 80 % quantiles in
-milliseconds, the error of value and gradient against float64 in the same run, and the peak memory beyond inputs and
-the returned gradient.
-"""
+"""kd_divergence: its cells, inputs and truth. Logits of standard deviation 3, a temperature of 2."""
 
 from __future__ import annotations
 
-import json
-import sys
-from typing import Any
+import functools
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from benchmarks.environment import RESULTS, environment
-from benchmarks.timing import interleaved, peak_extra_bytes, peak_in_a_fresh_process
-from merc_kernels import kd_divergence, reference
+from benchmarks.cell import Cell, Floor, Problem, Provider
+from benchmarks.floors import two_reads_one_write
+from benchmarks.kd_peers import TEMPERATURE, peers
+from merc_kernels import reference
 
-TEMPERATURE = 2.0
-SIZES = {(2048, 32000): (9, 1), (4096, 7): (40, 20), (512, 6): (40, 60)}  # (N, C): rounds, calls a round
-LARGEST_ERROR = 1e-4
-
-
-def eager(student: Tensor, teacher: Tensor) -> Tensor:
-    """What is written everywhere."""
-    log_q, p = F.log_softmax(student / TEMPERATURE, -1), F.softmax(teacher / TEMPERATURE, -1)
-    return F.kl_div(log_q, p, reduction="batchmean") * TEMPERATURE**2
+_OURS = ("merc", "merc:cpu", "merc:triton", "merc:cuda", "merc:torch")
+_PLAIN = (*_OURS, "eager", "chunked", "liger-kernel")  # compiling takes long
+BLOCK = 1 << 23  # elements that the truth takes at a time
 
 
-def ours(student: Tensor, teacher: Tensor) -> Tensor:
-    """The backend that None chooses."""
-    return kd_divergence(student, teacher, temperature=TEMPERATURE)
+class KDDivergence:
+    """The subject."""
+
+    name = "kd_divergence"
+    floor_is = "torch.add(student, teacher): two reads and one write"
+    limit: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
+
+    def cells(self, scale: str, device: str) -> list[Cell]:
+        """Sizes ascend."""
+        if scale == "quick":
+            return [_cell(512, 6, seconds=0.2, providers=_PLAIN), _cell(64, 1000, seconds=0.2, providers=_PLAIN)]
+        every = ("forward", "backward", "both")
+        if device == "cpu":
+            return [
+                _cell(512, 6, passes=every),
+                _cell(4096, 7, passes=every),
+                _cell(2048, 1000),
+                _cell(2048, 32000, passes=every, seconds=6.0),
+                _cell(512, 128256, seconds=4.0, providers=_PLAIN),
+            ]
+        return [
+            _cell(
+                *size, dtype=dtype, passes=("both", "graph") if size[1] < 1000 else every, providers=some, seconds=0.15
+            )
+            for size, some in {
+                (512, 6): None,
+                (4096, 7): _PLAIN,
+                (8192, 1000): _PLAIN,
+                (8192, 32000): None,
+                (8192, 128256): _PLAIN,
+            }.items()
+            for dtype in ("float32", "bfloat16")
+        ]
+
+    def providers(self, device: str) -> list[Provider]:
+        """Ours and the peers."""
+        return peers(device)
+
+    def work(self, cell: Cell) -> float:
+        """N C."""
+        return float(math.prod(cell.sizes.values()))
+
+    def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
+        """The divergence of student and teacher."""
+        student, teacher = inputs(cell, device, rows)
+        return Problem(provider, cell.formula, student, (teacher,))
+
+    def truth(self, cell: Cell, device: str) -> tuple[float, Tensor | None, int]:
+        """The reference in float64, some rows at a time."""
+        student, teacher = inputs(cell, device)
+        total, gradients = 0.0, []
+        step = max(1, BLOCK // cell.sizes["classes"])
+        for s, t in zip(torch.split(student.detach(), step), torch.split(teacher, step), strict=True):
+            x = s.double().requires_grad_()
+            loss = reference.kd_divergence(x, t.double(), temperature=TEMPERATURE, reduction="sum")
+            gradients.append(torch.autograd.grad(loss, x)[0])
+            total += float(loss.detach())
+        return total / len(student), torch.cat(gradients) / len(student), len(student)
+
+    def floor(self, cell: Cell, device: str) -> Floor:
+        """Memory traffic."""
+        return two_reads_one_write(*inputs(cell, device))
 
 
-def providers() -> dict[str, Any]:
-    """Name -> loss of student and teacher."""
-    torch._dynamo.reset()
-    return {"ours": ours, "eager": eager, "torch.compile": torch.compile(eager, dynamic=False)}
+def inputs(cell: Cell, device: str, rows: int | None = None) -> tuple[Tensor, Tensor]:
+    """Student and teacher logits, the same tensors for every provider; on a GPU drawn there, for they are large."""
+    return _inputs(min(rows or cell.sizes["rows"], cell.sizes["rows"]), cell.sizes["classes"], cell.torch_dtype, device)
 
 
-def step(loss: Any, student: Tensor, teacher: Tensor) -> Tensor:
-    """Forward and backward; the gradient."""
-    student.grad = None
-    loss(student, teacher).backward()
-    assert student.grad is not None
-    return student.grad
+@functools.lru_cache(maxsize=1)
+def _inputs(rows: int, classes: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    student, teacher = (3 * torch.randn(rows, classes, generator=generator, device=device) for _ in range(2))
+    return student.to(dtype).requires_grad_(), teacher.to(dtype)
 
 
-def inputs(rows: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Student and teacher logits of standard deviation 3."""
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (3 * torch.randn(rows, classes, generator=generator) for _ in range(2))
-    return student.requires_grad_(), teacher
+def _cell(
+    rows: int,
+    classes: int,
+    *,
+    dtype: str = "float32",
+    passes: tuple[str, ...] = ("both",),
+    providers: tuple[str, ...] | None = None,
+    seconds: float = 1.0,
+) -> Cell:
+    return Cell("kd_divergence", {"rows": rows, "classes": classes}, dtype, "", passes, providers, seconds)
 
 
-def error(loss: Any, rows: int, classes: int) -> float:
-    """Relative error of value and gradient (the larger) against the reference in float64, on 256 rows at most."""
-    student, teacher = inputs(min(rows, 256), classes)
-    exact_student = student.detach().double().requires_grad_()
-    exact = reference.kd_divergence(exact_student, teacher.double(), temperature=TEMPERATURE)
-    truth = torch.autograd.grad(exact, exact_student)[0]
-    value = loss(student, teacher).item()
-    gradient = step(loss, student, teacher).double()
-    return max(abs(value / exact.item() - 1), float((gradient - truth).norm() / truth.norm()))
-
-
-def measure(rows: int, classes: int) -> dict[str, Any]:
-    """One size: every provider, and the floor."""
-    rounds, inner = SIZES[rows, classes]
-    student, teacher = inputs(rows, classes)
-    losses = providers()
-    errors = {name: error(loss, rows, classes) for name, loss in losses.items()}
-    calls = {name: lambda loss=loss: step(loss, student, teacher) for name, loss in losses.items()}
-    calls["floor"] = lambda: torch.add(student.detach(), teacher)
-    times = interleaved(calls, rounds, inner)
-    floor = times.pop("floor")
-    row: dict[str, Any] = {"subject": "kd_divergence", "dtype": "float32", "rows": rows, "classes": classes}
-    row |= {"pass": "both", "floor_ms": floor, "providers": {}}
-    for name, values in times.items():
-        wrong = errors[name] > LARGEST_ERROR
-        row["providers"][name] = {"error": errors[name]} if wrong else {**values, "error": errors[name]}
-        if not wrong:
-            row["providers"][name]["share_of_floor"] = floor["median"] / values["median"]
-        row["providers"][name]["peak_extra_bytes"] = peak_in_a_fresh_process(
-            "benchmarks.kd_divergence", name, str(rows), str(classes)
-        )
-    return row
-
-
-def peak(name: str, rows: int, classes: int) -> int:
-    """Peak memory of one step beyond inputs and the returned gradient."""
-    student, teacher = inputs(rows, classes)
-    loss = providers()[name]
-    step(loss, *inputs(8, 8))
-    if name == "torch.compile":  # compiling is no part of a step
-        step(loss, student, teacher)
-        student.grad = None
-    return max(0, peak_extra_bytes(lambda: step(loss, student, teacher)) - student.numel() * 4)
-
-
-def main() -> None:
-    """Measure every size and write the result."""
-    if sys.argv[1:2] == ["--peak"]:
-        print(peak(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-        return
-    rows = []
-    for size in SIZES:
-        rows.append(measure(*size))
-        print(f"{size[0]} x {size[1]}: floor {rows[-1]['floor_ms']['median']:.3f} ms")
-        for name, values in rows[-1]["providers"].items():
-            extra = values["peak_extra_bytes"] / 2**20
-            median = values.get("median", float("nan"))
-            print(f"  {name:14} {median:9.3f} ms, {extra:8.1f} MiB, error {values['error']:.1e}")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "kd_divergence-cpu.json"
-    path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
-    print(path)
-
-
-if __name__ == "__main__":
-    main()
+SUBJECT = KDDivergence()

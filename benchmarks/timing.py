@@ -1,55 +1,84 @@
-"""Times and memory of calls that are compared: all in one run, interleaved."""
+"""Times of calls that are compared: all in one run, interleaved, so that a slower hour slows all of them."""
 
 from __future__ import annotations
 
+import math
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-Call = Callable[[], object]
+import torch
+
+from benchmarks.cell import Call
+
+SHORTEST = 3e-3  # seconds of one sample on the CPU: a shorter call is repeated within it
+MOST_ROUNDS, FEWEST_ROUNDS = 40, 3
+Times = list[float]  # milliseconds
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int, inner: int = 1) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call: median, 20 % and 80 % of ``rounds``, a round timing every call ``inner`` times."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(2):
+def quantiles(values: Times) -> dict[str, float | int]:
+    """Median, 20 % and 80 %, and how many values they are of."""
+    fifths = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else values * 4
+    numbers = {"median_ms": statistics.median(values), "p20_ms": fifths[0], "p80_ms": fifths[3]}
+    return {**numbers, "samples": len(values)}
+
+
+def interleaved(calls: Mapping[str, Call], seconds: float, device: str) -> dict[str, Times | Exception]:
+    """Milliseconds of each call, or what it raised; ``seconds`` is what one of them may take."""
+    started: dict[str, float] = {}
+    results: dict[str, Times | Exception] = {}
+    for name, call in calls.items():
+        try:
             call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(inner):
-                call()
-            times[name].append((time.perf_counter() - start) / inner * 1e3)
-    return {name: _quantiles(values) for name, values in times.items()}
+            started[name] = _clock(call, device)
+        except Exception as error:  # whatever a peer raises is its result, and the others go on
+            results[name] = error
+    sampled = _on_a_gpu if device == "cuda" else _on_the_cpu
+    return results | sampled({name: (calls[name], first) for name, first in started.items()}, seconds)
 
 
-def _quantiles(values: list[float]) -> dict[str, float]:
-    if len(values) == 1:
-        return {"median": values[0], "p20": values[0], "p80": values[0]}
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return {"median": statistics.median(values), "p20": fifths[0], "p80": fifths[3]}
+def _clock(call: Call, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def peak_extra_bytes(call: Call) -> int:
-    """Largest resident memory during a call, beyond what was resident before it (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _status("VmRSS")
-    kept = call()
-    peak = _status("VmHWM")
-    del kept
-    return peak - before
+def _on_the_cpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times]:
+    inner = {name: max(1, math.ceil(SHORTEST / first)) for name, (_, first) in calls.items()}
+    rounds = {name: rounds_of(first * inner[name], seconds) for name, (_, first) in calls.items()}
+    times: dict[str, Times] = {name: [] for name in calls}
+    total = max(rounds.values(), default=0)
+    for index in range(total):
+        for name, (call, _) in calls.items():
+            if takes_part(index, rounds[name], total):
+                start = time.perf_counter()
+                for _ in range(inner[name]):
+                    call()
+                times[name].append((time.perf_counter() - start) / inner[name] * 1e3)
+    return times
 
 
-def peak_in_a_fresh_process(module: str, *arguments: str) -> int:
-    """What ``python -m module --peak arguments`` prints."""
-    command = [sys.executable, "-m", module, "--peak", *arguments]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+def rounds_of(sample: float, seconds: float) -> int:
+    """How often a sample of that many seconds is taken."""
+    return min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(seconds / sample)))
 
 
-def _status(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+def takes_part(index: int, rounds: int, total: int) -> bool:
+    """Whether a call with fewer rounds than the total has one now: they are spread evenly."""
+    return (index + 1) * rounds // total > index * rounds // total
+
+
+def _on_a_gpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times]:
+    """`triton.testing.do_bench` in sweeps over all calls: events, and the L2 cache flushed before each call."""
+    from triton.testing import do_bench  # type: ignore[import-untyped]
+
+    times: dict[str, Times] = {name: [] for name in calls}
+    for sweep in range(3):
+        for name, (call, first) in calls.items():
+            if sweep == 0 or first < seconds / 10:
+                times[name] += do_bench(call, warmup=10, rep=int(seconds * 1e3 / 3), return_mode="all")
+    return times

@@ -2,15 +2,50 @@
 
 #include <pybind11/pybind11.h>
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/version.h>
 
+#include <optional>
 #include <string>
+#include <tuple>
 
 #include "cpu/isa.h"
+#include "cpu/kd_divergence.h"
 
 #ifndef MERC_TORCH_TARGET
 #error "MERC_TORCH_TARGET is set by setup.py"
 #endif
+
+namespace {
+
+using torch::stable::Tensor;
+
+// Tensors come and go as the handles of torch._C._aoti, each owned by who receives it; a null one is None.
+Tensor tensor_of(void* handle) { return Tensor(static_cast<AtenTensorHandle>(handle)); }
+
+std::optional<Tensor> optional_of(void* handle) {
+  return handle ? std::optional<Tensor>(tensor_of(handle)) : std::nullopt;
+}
+
+void* handle_of(const Tensor& tensor) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
+  return handle;
+}
+
+// The operator on CPU tensors without the dispatcher, whose boxing of thirteen arguments takes longer than small losses.
+std::tuple<void*, void*, void*> kd_divergence(
+    void* student, void* teacher, void* row_temperature, void* labels, void* row_weights, double temperature,
+    int64_t direction, double beta, double ce_weight, bool scale_by_t2, int64_t ignore_index, int64_t reduction,
+    int64_t save) {
+  const auto [loss, divisor, saved] = merc::cpu::kd_divergence(
+      tensor_of(student), tensor_of(teacher), optional_of(row_temperature), optional_of(labels),
+      optional_of(row_weights), temperature, direction, beta, ce_weight, scale_by_t2, ignore_index, reduction, save);
+  return {handle_of(loss), handle_of(divisor), handle_of(saved)};
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   pybind11::dict build;
@@ -40,4 +75,7 @@ PYBIND11_MODULE(_C, m) {
         return false;
       },
       "Choose it, for tests; False where this machine cannot run it.");
+  m.def(
+      "kd_divergence", kd_divergence, pybind11::call_guard<pybind11::gil_scoped_release>(),
+      "The operator merc::kd_divergence on CPU tensors, given and returned as handles of torch._C._aoti.");
 }

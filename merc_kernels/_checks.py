@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 FLOAT = "float64, float32, bfloat16 or float16"
 INT64 = "int64"
@@ -18,6 +19,7 @@ _DTYPES = {
     FLOAT: (torch.float64, torch.float32, torch.bfloat16, torch.float16),
     INT64: (torch.int64,),
 }
+_PLAIN = (Tensor, torch.nn.Parameter)
 Shape = tuple[int | str, ...]  # a letter stands for any size
 
 
@@ -92,8 +94,8 @@ def eager(*values: Tensor) -> bool:
     """Whether these are plain tensors with elements: nothing is traced, transformed or faked."""
     if torch.compiler.is_compiling():
         return False
-    for value in values:
-        if type(value) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+    for value in values:  # noqa: SIM110 - a plain loop: small batches feel every microsecond
+        if type(value) not in _PLAIN or is_functorch_wrapped_tensor(value):
             return False
     return True
 
@@ -241,6 +243,22 @@ def kd_tensors(
     ignore_index: int,
 ) -> None:
     """The tensors of ``kd_divergence``."""
+    if (  # the commonest call, with nothing wrong: small batches feel every microsecond
+        labels is None
+        and row_weights is None
+        and ce_weight == 0
+        and type(temperature) is float
+        and 0 < temperature < math.inf
+        and isinstance(student_logits, Tensor)
+        and isinstance(teacher_logits, Tensor)
+        and student_logits.dtype in _DTYPES[FLOAT]
+        and teacher_logits.dtype in _DTYPES[FLOAT]
+        and student_logits.device == teacher_logits.device
+        and (size := student_logits.shape) == teacher_logits.shape
+        and len(size) == 2
+        and size[1] > 0
+    ):
+        return
     tensor("student_logits", student_logits, FLOAT, None, ("N", "C"), ("G", "N", "C"))
     device, groups = student_logits.device, tuple(student_logits.shape[:-2])
     rows, classes = student_logits.shape[-2:]

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 _C: Any = None
@@ -31,6 +32,11 @@ _forced_in_traces: str | None = None  # Dynamo can guard a global, but cannot tr
 def build() -> dict[str, Any] | None:
     """How the extension was compiled: compiler, CUDA, torch; None where there is none."""
     return None if _C is None else dict(_C.build)
+
+
+def extension() -> Any:
+    """The compiled module."""
+    return _C
 
 
 def backends() -> dict[str, str]:
@@ -80,19 +86,21 @@ def choose(backend: str | None, operator: str, device: str, pairs: int = 0) -> s
             measured on one yet.
         pairs: how many elements the matrix has that the plain form would hold.
     """
-    forced = backend or (_forced_in_traces if torch.compiler.is_compiling() else _forced.get())
+    tracing = torch.compiler.is_compiling()
+    forced = backend or (_forced_in_traces if tracing else _forced.get())
+    transformed = not tracing and _transformed()
     if forced is not None:
         name = _usable("backend", forced)
         if name not in _OPERATORS[operator]:
             raise ValueError(f"backend: {name!r} has no {operator}; it has {', '.join(_OPERATORS[operator])}")
-        if name != "reference" and _transformed():
+        if name != "reference" and transformed:
             raise ValueError(
                 f"backend: {name!r} does not run under torch.func or forward-mode autograd; 'reference' does"
             )
         if not _takes(name, device):
             raise ValueError(f"backend: {name!r} does not take tensors on {device}")
         return name
-    if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON and not _transformed():
+    if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON and not transformed:
         return "cpu"
     return "torch" if pairs >= _MATRIX and not _transformed() else "reference"
 
@@ -105,9 +113,7 @@ def _takes(name: str, device: str) -> bool:
 
 def _transformed() -> bool:
     """Whether a torch.func transform or forward-mode autograd is at work: fused kernels have neither."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _interpreted() -> bool:
@@ -127,7 +133,7 @@ def _state(name: str) -> str:
         return f"off: the compiled extension is missing ({_no_extension}); {advice}"
     if name == "cuda":
         if _C.build["cuda"] is None:
-            return "off: the extension was compiled without CUDA (MERC_CUDA=1 at installation compiles it)"
+            return "off: the extension was compiled without CUDA (it wants nvcc and a CUDA build of torch)"
         return _ON if torch.cuda.is_available() else "off: no CUDA device is available"
     return _ON
 

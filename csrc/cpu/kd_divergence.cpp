@@ -21,6 +21,7 @@
 #include "../checks.h"
 #include "allocate.h"
 #include "isa.h"
+#include "kd_divergence.h"
 
 namespace merc::cpu {
 namespace {
@@ -47,10 +48,10 @@ struct Gradient {
   ScalarType type = ScalarType::Float;
 };
 
-// What the backward pass needs of a row beside its logits.
+// What the backward pass needs of a row beside its logits. The means are K of js, A / Z_x else (kd_divergence_rows.h).
 template <class A>
 struct Row {
-  A max_student, max_teacher, z_student, z_teacher, kl_student, kl_teacher, z_raw;
+  A max_student, max_teacher, z_student, z_teacher, mean_student, mean_teacher, z_raw;
 };
 
 constexpr int64_t kNumbers = sizeof(Row<float>) / sizeof(float);
@@ -254,6 +255,8 @@ void put(const Tensor& scalar, ScalarType type, double value) {
   type == ScalarType::Double ? put<double>(scalar, value) : put<float>(scalar, static_cast<float>(value));
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> kd_divergence(
     const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& row_temperature,
     const std::optional<Tensor>& labels, const std::optional<Tensor>& row_weights, double temperature,
@@ -346,7 +349,6 @@ std::tuple<Tensor, Tensor> kd_divergence_backward(
   return {of_student, of_teacher};
 }
 
-}  // namespace
 }  // namespace merc::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(merc, CPU, m) {

@@ -5,7 +5,8 @@
 //            KL(a|b) = A / Z_x + log Z_y - log Z_x. A grows by Z_x times the shift of the bracket when a maximum moves.
 //   js       K = sum a (log a - log m) for a and for b, m = w b + (1 - w) a, in a second sweep.
 //   gradient of the first logits, x being theirs, c its factor:
-//            second argument of KL: c (a - b); first: c a (log a - log b - KL); js: c (1 - w) a (log a - log m - K_a).
+//            second argument of KL: c (a - b); first: c a (log a - log b - KL), in which the log Z cancel:
+//            c a [(x - m_x) - (y - m_y) - A / Z_x]; js: c (1 - w) a (log a - log m - K_a).
 // A class with a = 0 adds nothing, whatever b is. Sums run in a fixed order, so a row's bits never change.
 
 constexpr int64_t kBlock = 1024;
@@ -165,10 +166,17 @@ Sums<A> sweep(
   return sums;
 }
 
-// log of the first distribution minus log of the second is (x - y) - shift.
+// What is taken off logits before two of them are compared: nothing from the usual ones, which would cost a rounding,
+// and about their maximum from large ones, whose difference would lose more.
 template <class A>
-A shift_of(A max_x, A z_x, A max_y, A z_y) {
-  return static_cast<A>((double(max_x) - max_y) + (__builtin_log(z_x) - __builtin_log(z_y)));
+A center_of(A most) {
+  return 64 * __builtin_nearbyint(most / 64);
+}
+
+// The difference of two maxima that are off their centers.
+template <class A>
+double gap_of(A max_x, A max_y) {
+  return (double(max_x) - center_of(max_x)) - (double(max_y) - center_of(max_y));
 }
 
 // K of the student (x) and of the teacher (y) in the js form.
@@ -177,7 +185,9 @@ void js_sweep(const Problem& p, int64_t row, A t, Row<A>& result, A* x, A* y) {
   const Mixture<A> mixture(1 - p.beta);
   const A max_x = result.max_student, max_y = result.max_teacher;
   const A shrink_x = 1 / result.z_student, shrink_y = 1 / result.z_teacher;
-  const A shift = shift_of(max_x, result.z_student, max_y, result.z_teacher);
+  const A center_x = center_of(max_x), center_y = center_of(max_y);
+  const A shift =
+      static_cast<A>(gap_of(max_x, max_y) + (__builtin_log(result.z_student) - __builtin_log(result.z_teacher)));
   A k_x = 0, k_y = 0;
   for (int64_t begin = 0; begin < p.classes; begin += kBlock) {
     const int64_t n = p.classes - begin < kBlock ? p.classes - begin : kBlock;
@@ -186,15 +196,15 @@ void js_sweep(const Problem& p, int64_t row, A t, Row<A>& result, A* x, A* y) {
     A block_x = 0, block_y = 0;
 #pragma omp simd reduction(+ : block_x, block_y)
     for (int64_t i = 0; i < n; ++i) {
-      const A gap = (y[i] - x[i]) + shift;
+      const A gap = ((y[i] - center_y) - (x[i] - center_x)) + shift;
       block_x -= times(fast_exp(x[i] - max_x) * shrink_x, mixture.over_a(gap));
       block_y -= times(fast_exp(y[i] - max_y) * shrink_y, mixture.over_b(gap));
     }
     k_x += block_x;
     k_y += block_y;
   }
-  result.kl_student = k_x;
-  result.kl_teacher = k_y;
+  result.mean_student = k_x;
+  result.mean_teacher = k_y;
 }
 
 // What is saved of a row, and its divergence without T^2.
@@ -206,26 +216,26 @@ A measure(const Problem& p, int64_t row, A* x, A* y, Row<A>& result) {
   const Logits& first = student_first ? p.student : p.teacher;
   const Logits& second = student_first ? p.teacher : p.student;
   const Sums<A> sums = sweep<A>(first, second, row, t, raw_scale, student_first, x, y);
-  const A kl = sums.bracket / sums.z_x + fast_log(sums.z_y) - fast_log(sums.z_x);
+  const A mean = sums.bracket / sums.z_x;
   result.max_student = student_first ? sums.max_x : sums.max_y;
   result.max_teacher = student_first ? sums.max_y : sums.max_x;
   result.z_student = student_first ? sums.z_x : sums.z_y;
   result.z_teacher = student_first ? sums.z_y : sums.z_x;
   result.z_raw = sums.z_raw;
-  result.kl_student = result.kl_teacher = kl;
+  result.mean_student = result.mean_teacher = mean;
   if (p.direction == Direction::js) {
     js_sweep<A>(p, row, t, result, x, y);
-    return A(1 - p.beta) * result.kl_student + A(p.beta) * result.kl_teacher;
+    return A(1 - p.beta) * result.mean_student + A(p.beta) * result.mean_teacher;
   }
-  return kl;
+  return mean + fast_log(sums.z_y) - fast_log(sums.z_x);
 }
 
 // What the gradient of one row's loss needs, for the logits of the student or of the teacher.
 template <class A>
 struct Slope {
   const Logits *own, *other;
-  A max_own, max_other, shrink_own, shrink_other, kl, t, c, ce, shrink_raw;
-  A offset;  // log own - log other = x - y - offset; where own is the first argument of KL, that and KL
+  A max_own, max_other, shrink_own, shrink_other, mean, t, c, ce, shrink_raw;
+  A offset;  // x - y - offset, both less their centers, is log own - log other, less KL where that is not js
   Mixture<A> mixture;
   bool own_is_second;
   int64_t label;  // -1: no cross entropy
@@ -237,20 +247,20 @@ struct Slope {
         max_other(of_student ? of.max_teacher : of.max_student),
         shrink_own(1 / (of_student ? of.z_student : of.z_teacher)),
         shrink_other(1 / (of_student ? of.z_teacher : of.z_student)),
-        kl(of_student ? of.kl_student : of.kl_teacher),
+        mean(of_student ? of.mean_student : of.mean_teacher),
         t(p.temperature_of(row)),
         c(factor * (p.scale_by_t2 ? t : A(1) / t)),
         ce(factor * A(p.ce_weight)),
         shrink_raw(1 / of.z_raw),
-        offset(shift_of(max_own, of_student ? of.z_student : of.z_teacher, max_other, of_student ? of.z_teacher : of.z_student)),
         mixture(of_student ? 1 - p.beta : p.beta),
         own_is_second(of_student == (p.direction == Direction::forward)),
         label(of_student && p.ce_weight != 0 ? p.label_of(row) : -1) {
+    double logs = mean;
     if (p.direction == Direction::js) {
       c *= of_student ? A(1 - p.beta) : A(p.beta);
-    } else {
-      offset += kl;
+      logs = (__builtin_log(of.z_student) - __builtin_log(of.z_teacher)) * (of_student ? 1 : -1);
     }
+    offset = static_cast<A>(gap_of(max_own, max_other) + logs);
   }
 };
 
@@ -261,18 +271,21 @@ void add_gradient(
     A* __restrict out) {
   load(*slope.own, row, begin, n, slope.t, x);
   load(*slope.other, row, begin, n, slope.t, y);
-  const A max_own = slope.max_own, shrink_own = slope.c * slope.shrink_own, offset = slope.offset;
+  const A max_own = slope.max_own, max_other = slope.max_other;
+  const A center_own = center_of(max_own), center_other = center_of(max_other);
+  const A shrink_own = slope.c * slope.shrink_own, offset = slope.offset;
   if (p.direction == Direction::js) {
     const Mixture<A> mixture = slope.mixture;
-    const A kl = slope.kl;
+    const A mean = slope.mean;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const A e = fast_exp(x[i] - max_own);
-      const A term = shrink_own * e * (mixture.over_a((y[i] - x[i]) + offset) + kl);
+      const A gap = ((y[i] - center_other) - (x[i] - center_own)) + offset;
+      const A term = shrink_own * e * (mixture.over_a(gap) + mean);
       out[i] -= e > A(0) ? term : A(0);
     }
   } else if (slope.own_is_second) {
-    const A max_other = slope.max_other, shrink_other = slope.c * slope.shrink_other;
+    const A shrink_other = slope.c * slope.shrink_other;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       out[i] += fast_exp(x[i] - max_own) * shrink_own - fast_exp(y[i] - max_other) * shrink_other;
@@ -281,7 +294,7 @@ void add_gradient(
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const A e = fast_exp(x[i] - max_own);
-      const A term = shrink_own * e * ((x[i] - y[i]) - offset);
+      const A term = shrink_own * e * (((x[i] - center_own) - (y[i] - center_other)) - offset);
       out[i] += e > A(0) ? term : A(0);
     }
   }
@@ -307,7 +320,7 @@ struct Tile {
   alignas(64) A row[kNarrow * kLanes];
   alignas(64) int32_t start[kLanes];  // where a lane's row starts in `row`
   alignas(64) A scale[kLanes], t[kLanes], weight[kLanes], max_x[kLanes], max_y[kLanes], z_x[kLanes], z_y[kLanes];
-  alignas(64) A kl_x[kLanes], kl_y[kLanes], z_raw[kLanes], label[kLanes], loss[kLanes];
+  alignas(64) A kl_x[kLanes], kl_y[kLanes], z_raw[kLanes], label[kLanes], ce[kLanes], loss[kLanes];
   alignas(64) A shift[kLanes];  // log q - log p = x - y - shift
 };
 
@@ -400,7 +413,7 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
     tile.shift[lane] = fast_log(tile.z_x[lane]) - fast_log(tile.z_y[lane]);
   }
   fill(tile.z_raw, kLanes, A(1));
-  fill(tile.label, kLanes, A(0));
+  fill(tile.ce, kLanes, A(0));
   if (p.ce_weight != 0) {
     A* z = tile.z_raw;
     fill(z, kLanes, A(0));
@@ -413,6 +426,10 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
     for (int64_t lane = 0; lane < n; ++lane) {
       const int64_t label = p.kept(begin + lane) ? p.label_of(begin + lane) : 0;
       tile.label[lane] = tile.x[label * kLanes + lane] * tile.t[lane];
+    }
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      tile.ce[lane] = fast_log(z[lane]) - tile.label[lane];
     }
   }
   const Mixture<A> mixture(1 - p.beta);
@@ -445,11 +462,12 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
   const A weight_x = p.direction == Direction::js ? A(1 - p.beta) : A(1);
   const A weight_y = p.direction == Direction::js ? A(p.beta) : A(1);
   const A ce_weight = A(p.ce_weight);
+  const bool scale_by_t2 = p.scale_by_t2;
 #pragma omp simd
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const A kl = weight_x * kl_x[lane] + weight_y * kl_y[lane];
-    const A t2 = p.scale_by_t2 ? tile.t[lane] * tile.t[lane] : A(1);
-    tile.loss[lane] = tile.weight[lane] * (kl * t2 + ce_weight * (fast_log(tile.z_raw[lane]) - tile.label[lane]));
+    const A t2 = scale_by_t2 ? tile.t[lane] * tile.t[lane] : A(1);
+    tile.loss[lane] = tile.weight[lane] * (kl * t2 + ce_weight * tile.ce[lane]);
   }
 }
 
@@ -527,8 +545,10 @@ void forward_tiles(const Problem& p, int64_t begin, int64_t end) {
     measure_tile(p, row, n, tile);
     store<A>(p.losses, row, n, tile.loss);
     for (int64_t lane = 0; lane < n && p.save == Save::numbers; ++lane) {
-      static_cast<Row<A>*>(p.rows)[row + lane] = {tile.max_x[lane], tile.max_y[lane], tile.z_x[lane],  tile.z_y[lane],
-                                                  tile.kl_x[lane],  tile.kl_y[lane],  tile.z_raw[lane]};
+      const A shift = p.direction == Direction::js ? A(0) : tile.shift[lane];
+      static_cast<Row<A>*>(p.rows)[row + lane] = {
+          tile.max_x[lane],        tile.max_y[lane],        tile.z_x[lane],    tile.z_y[lane],
+          tile.kl_x[lane] + shift, tile.kl_y[lane] - shift, tile.z_raw[lane]};
     }
     if (p.save == Save::gradient) {
       tile_gradient(p, row, n, tile);

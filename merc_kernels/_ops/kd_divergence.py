@@ -5,6 +5,7 @@ recomputes; or, where one scalar is wanted of a student on the CPU, the student'
 read once.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -69,32 +70,28 @@ def _fake_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _keep(ctx, inputs, output)
-    ctx.traced = True
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.options, ctx.save = inputs[5:-2], inputs[-1]
+    ctx.options = inputs[5:]
     ctx.set_materialize_grads(False)
-    if ctx.save == _GRADIENT:
-        ctx.save_for_backward(output[2], inputs[0])
-    else:
-        ctx.save_for_backward(*output[1:], *inputs[:5])
+    ctx.save_for_backward(*output[1:], *inputs[:5])
 
 
 def _gradients(operator: _Operator, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The student's and the teacher's gradient."""
     if grad is None:
         return None, None
-    if ctx.save == _GRADIENT:
-        saved, student = ctx.saved_tensors
-        if ctx.traced or not _checks.eager(grad) or grad.item() != 1:
-            saved = (saved * grad).to(saved.dtype)
-        return differentiable_once(saved, student) if torch.is_grad_enabled() else saved, None
-    if ctx.save == _NOTHING:
+    save = ctx.options[-1]
+    if save == _NOTHING:
         raise RuntimeError("merc::kd_divergence: save=0 keeps nothing for a backward pass; call it with save=1")
+    if save == _GRADIENT:
+        _, saved, student, *_ = ctx.saved_tensors
+        gradient = (saved * grad).to(saved.dtype)
+        return differentiable_once(gradient, student) if torch.is_grad_enabled() else gradient, None
     wanted = ctx.needs_input_grad[:2]
-    gradients = operator.backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options, *wanted)
+    gradients = operator.backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options[:-2], *wanted)
     return gradients[0] if wanted[0] else None, gradients[1] if wanted[1] else None
 
 
@@ -116,32 +113,75 @@ def _register(name: str) -> _Operator:
     return operator
 
 
-def _function(operator: _Operator) -> Any:
+def _function(operator: _Operator, forward: Any) -> Any:
     """An autograd.Function over ``operator``: the same, at a third of the overhead that registered autograd has."""
 
     class KDDivergence(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, student: Tensor, teacher: Tensor, others: tuple[Any, ...]) -> Tensor:
             inputs = (student, teacher, *others)
-            with torch._C._AutoDispatchBelowAutograd():
-                output = operator.forward(*inputs)
-            _keep(ctx, inputs, output)
-            ctx.traced = False
+            output = forward(*inputs)
+            if others[-1] == _GRADIENT:
+                ctx.gradient, ctx.options = output[2], others[3:]
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*inputs[:5])
+            else:
+                _keep(ctx, inputs, output)
             loss: Tensor = output[0]
             return loss
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
-            return *_gradients(operator, ctx, grad), None
+            if grad is None or ctx.options[-1] != _GRADIENT:
+                return *_gradients(operator, ctx, grad), None
+            gradient = ctx.gradient
+            if gradient is None:
+                gradient = forward(*ctx.saved_tensors, *ctx.options)[2]
+            if _checks.eager(grad) and grad.item() == 1:
+                ctx.gradient = None  # handed out as it is: its owner may write to it
+            else:
+                ctx.gradient, gradient = gradient, (gradient * grad).to(gradient.dtype)
+            if torch.is_grad_enabled():
+                gradient = differentiable_once(gradient, ctx.saved_tensors[0])
+            return gradient, None, None
 
     return KDDivergence.apply
+
+
+def _dispatched(operator: _Operator) -> Any:
+    def forward(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.forward(*inputs)
+
+    return forward
+
+
+def _direct(operator: _Operator) -> Any:
+    """``operator.forward``; on CPU tensors past the dispatcher, which takes longer than 512 rows of 6 classes do."""
+    dispatched, call = _dispatched(operator), _library.extension().kd_divergence
+    handles = getattr(torch._C, "_aoti", None)  # private to torch: without it, the dispatcher's way
+    give = getattr(handles, "unsafe_alloc_void_ptr_from_tensor", None)  # a handle, which whoever receives it owns
+    take = getattr(handles, "alloc_tensors_by_stealing_from_void_ptrs", None)  # its sibling for one tensor leaks it
+    if give is None or take is None:
+        return dispatched
+    modes, is_tracing = torch._C._len_torch_dispatch_stack, torch._C._is_tracing
+
+    def forward(student: Tensor, teacher: Tensor, *others: Any) -> Any:
+        if not student.is_cpu or modes() > 0 or is_tracing():  # a mode or a trace wants to see what runs
+            return dispatched(student, teacher, *others)
+        a, b, c, *options = others
+        if a is not None or b is not None or c is not None:
+            a, b, c = (None if x is None else give(x) for x in (a, b, c))
+        return take(call(give(student), give(teacher), a, b, c, *options))
+
+    return forward
 
 
 _calls: dict[str, tuple[Any, Any]] = {}  # operator name -> in eager mode, in a trace
 
 if _library.build() is not None:
     _operator = _register("kd_divergence")
-    _calls["kd_divergence"] = (_function(_operator), _operator.forward)
+    _calls["kd_divergence"] = (_function(_operator, _direct(_operator)), _operator.forward)
 
 
 def _call(backend: str) -> tuple[Any, Any]:
@@ -154,7 +194,7 @@ def _call(backend: str) -> tuple[Any, Any]:
         library.impl("kd_divergence_triton", kernels.kd_divergence, "CompositeExplicitAutograd")
         library.impl("kd_divergence_triton_backward", kernels.kd_divergence_backward, "CompositeExplicitAutograd")
         operator = _register("kd_divergence_triton")
-        _calls["kd_divergence_triton"] = (_function(operator), operator.forward)
+        _calls["kd_divergence_triton"] = (_function(operator, _dispatched(operator)), operator.forward)
         _libraries.append(library)
     return _calls["kd_divergence_triton" if backend == "triton" else "kd_divergence"]
 
@@ -164,6 +204,31 @@ _libraries: list[Any] = []  # a Library that is collected takes its operators al
 
 def _accumulate(student: Tensor, teacher: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+
+
+def _options(
+    direction: str,
+    beta: float,
+    ce_weight: float,
+    teacher_grad: bool,
+    scale_by_t2: bool,
+    ignore_index: int,
+    reduction: str,
+) -> tuple[int, float, float, bool, int, int]:
+    """The options, checked, as the operator takes them."""
+    _checks.kd_options(
+        direction=direction,
+        beta=beta,
+        ce_weight=ce_weight,
+        teacher_grad=teacher_grad,
+        scale_by_t2=scale_by_t2,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    return _DIRECTIONS[direction], float(beta), float(ce_weight), scale_by_t2, ignore_index, _REDUCTIONS[reduction]
+
+
+_options_seen = functools.lru_cache(typed=True)(_options)  # typed: True is not 1
 
 
 def kd_divergence(
@@ -183,15 +248,12 @@ def kd_divergence(
     reduction: str,
 ) -> Tensor:
     """`merc_kernels.kd_divergence` on a fused backend."""
-    _checks.kd_options(
-        direction=direction,
-        beta=beta,
-        ce_weight=ce_weight,
-        teacher_grad=teacher_grad,
-        scale_by_t2=scale_by_t2,
-        ignore_index=ignore_index,
-        reduction=reduction,
-    )
+    eager = _checks.eager(student_logits, teacher_logits)
+    chosen = (direction, beta, ce_weight, teacher_grad, scale_by_t2, ignore_index, reduction)
+    try:
+        options = _options_seen(*chosen) if eager else _options(*chosen)
+    except TypeError:  # not hashable
+        options = _options(*chosen)
     _checks.kd_tensors(
         student_logits,
         teacher_logits,
@@ -201,7 +263,7 @@ def kd_divergence(
         row_weights=row_weights,
         ignore_index=ignore_index,
     )
-    teacher = teacher_logits if teacher_grad else teacher_logits.detach()
+    teacher = teacher_logits.detach() if teacher_logits.requires_grad and not teacher_grad else teacher_logits
     row_temperature = None
     if isinstance(temperature, Tensor):
         row_temperature, temperature = temperature.detach(), 1.0
@@ -212,7 +274,6 @@ def kd_divergence(
         dtype = _accumulate(student_logits, teacher)
         row_temperature = None if row_temperature is None else row_temperature.to(dtype)
         row_weights = None if row_weights is None else row_weights.detach().to(dtype)
-    eager = _checks.eager(student_logits, teacher)
     save = _NUMBERS
     if not torch.is_grad_enabled() or (
         eager and backend == "cpu" and not teacher.requires_grad and not student_logits.requires_grad
@@ -226,12 +287,7 @@ def kd_divergence(
         labels,
         row_weights,
         float(temperature),
-        _DIRECTIONS[direction],
-        float(beta),
-        float(ce_weight),
-        scale_by_t2,
-        ignore_index,
-        _REDUCTIONS[reduction],
+        *options,
         save,
     )
     in_eager_mode, in_a_trace = _call(backend)

@@ -23,7 +23,7 @@ class Configuration(NamedTuple):
     signature: dict[str, str]
     constants: dict[str, Any]
     attributes: dict[tuple[int], list[list[Any]]]
-    options: dict[str, int]
+    options: dict[str, Any]
 
 
 def kd_divergence_configurations() -> Iterator[Configuration]:
@@ -50,11 +50,14 @@ def kd_divergence_configurations() -> Iterator[Configuration]:
             if not whole:
                 constants |= dict.fromkeys(("temperature_ptr", "labels_ptr", "weights_ptr", "teacher_grad_ptr"))
                 constants |= {"groups": 1}
-            yield _configuration(kernel, pair, accumulate, constants, aligned, blocks.warps)
+            repeats = constants["REPEATS"] if kernel is kd_divergence.backward_kernel else 1
+            options = {"num_warps": blocks.warps, "maxnreg": kd_divergence.registers(accumulate, repeats)}
+            yield _configuration(kernel, pair, accumulate, constants, aligned, options)
     for accumulate, counts in itertools.product((torch.float64, torch.float32), (True, False)):
         constants = {"COUNTS": counts, "BLOCK": kd_divergence.REDUCE_BLOCK}
         pair = (accumulate, accumulate)
-        yield _configuration(kd_divergence.reduce_kernel, pair, accumulate, constants, True, kd_divergence.REDUCE_WARPS)
+        options = {"num_warps": kd_divergence.REDUCE_WARPS}
+        yield _configuration(kd_divergence.reduce_kernel, pair, accumulate, constants, True, options)
 
 
 def _configuration(
@@ -63,7 +66,7 @@ def _configuration(
     accumulate: torch.dtype,
     constants: dict[str, Any],
     aligned: bool,
-    warps: int,
+    options: dict[str, Any],
 ) -> Configuration:
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     student, teacher = pair
@@ -81,4 +84,4 @@ def _configuration(
             signature[name] = "i64" if name in _LONG else "i32"
         if name.endswith("_ptr") or (aligned and name in _TILED):
             attributes[(position,)] = [["tt.divisibility", 16]]
-    return Configuration(kernel, signature, constants, attributes, {"num_warps": warps})
+    return Configuration(kernel, signature, constants, attributes, options)

@@ -365,6 +365,11 @@ def blocks(classes: int, accumulate: torch.dtype, backward: bool) -> Blocks:
     return Blocks(rows, block, 4 if block <= 1024 else 8)
 
 
+def registers(accumulate: torch.dtype, repeats: int) -> int | None:
+    """Most registers a thread: said where ptxas, left alone, spills a few to have more programs at once."""
+    return 255 if accumulate == torch.float64 or repeats > 1 else None
+
+
 def _bits(value: float) -> int:
     bits: int = struct.unpack("q", struct.pack("d", value))[0]
     return bits
@@ -469,6 +474,7 @@ def kd_divergence(
             *p.shape,
             *p.numbers,
             PARTIAL=reduction != _NONE,
+            maxnreg=registers(p.dtype, 1),
             **p.constants,
         )
         if reduction == _NONE:
@@ -530,6 +536,7 @@ def kd_divergence_backward(
             *p.shape,
             *p.numbers,
             REPEATS=repeats,
+            maxnreg=registers(p.dtype, repeats),
             **p.constants,
         )
     return of_student, of_teacher

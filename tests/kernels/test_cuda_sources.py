@@ -193,7 +193,8 @@ def test_large_logits(on_host, width):
     """Divergences of thousands: their gradients are right to a rounding of the divergence."""
     student, teacher = logits(6, width), logits(6, width)
     one_hot = torch.zeros(6, width).index_fill(1, torch.tensor([width // 3]), 1000.0)
-    pairs = [(student, one_hot), (student * 3e3, teacher * 3e3), (student + 1e4, teacher - 1e4)]
+    pairs = [(student, one_hot), (student, one_hot * 20 - 1e4), (student * 3e3, teacher * 3e3)]
+    pairs += [(student + 1e4, teacher - 1e4)]
     for pair, direction in itertools.product(pairs, DIRECTIONS):
         truth = plain(*pair, torch.ones(6), doubled=True, direction=direction, reduction="none")
         ours = fused(on_host, *pair, torch.ones(6), 1, direction=direction, reduction="none")
@@ -225,6 +226,23 @@ def test_nothing_to_count(on_host, width, save):
         fused(on_host, torch.zeros(0, 4, width), torch.zeros(4, width), torch.ones(()), save),
     ):
         assert all((value == 0).all() for value in values)
+
+
+@pytest.mark.parametrize("width", [9, 200])
+def test_offsets_beyond_two_to_the_31(on_host, tmp_path, width):
+    apart = 2**30
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(2 * (2 * apart + width))
+    storage = torch.from_file(str(path), shared=True, size=2 * apart + width, dtype=torch.bfloat16)
+    far, near = storage.as_strided((3, width), (apart, 1)), logits(3, width, dtype=torch.bfloat16)
+    far.copy_(logits(3, width))
+    groups = far.as_strided((3, 1, width), (apart, width, 1))
+    for pair, direction in itertools.product(((far, near), (near, far), (groups, near[:1])), DIRECTIONS):
+        for save in (1, 2):
+            there = fused(on_host, *pair, torch.ones(()), save, direction=direction)
+            here = fused(on_host, *(x.clone().contiguous() for x in pair), torch.ones(()), save, direction=direction)
+            assert all(torch.equal(one, other) for one, other in zip(there, here, strict=True))
 
 
 @pytest.mark.full

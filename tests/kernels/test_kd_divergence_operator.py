@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import _library, backends, kd_divergence, reference
-from tests.numerics import assert_accurate
+from tests.numerics import TOLERANCE, assert_accurate, error
 
 pytestmark = pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])
 
@@ -139,9 +139,22 @@ def test_extreme_logits(width):
         student = (torch.randn(9, width) + offset).requires_grad_()
         teacher = (student.detach() + torch.randn(9, width)).requires_grad_()
         check(student, teacher, direction=direction, teacher_grad=True)
-        hot = torch.full((9, width), -1e4).index_fill_(1, torch.tensor([width // 2]), 1e4)
-        loss = kd_divergence(logits(9, width), hot, direction=direction, backend="cpu")
-        assert loss.isfinite()
+
+
+@pytest.mark.parametrize("width", [6, 1500])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_teacher_of_one_hot_certainty(width, dtype):
+    """Divergences of thousands: their gradients are right to a rounding of the divergence."""
+    hot = torch.full((9, width), -1e4, dtype=dtype).index_fill_(1, torch.tensor([width // 2]), 1e4).requires_grad_()
+    student = logits(9, width, dtype=dtype)
+    for direction in DIRECTIONS:
+        runs = []
+        for leaves in ((student, hot), [x.detach().double().requires_grad_() for x in (student, hot)]):
+            backend = None if leaves[0] is student else "reference"
+            loss = kd_divergence(*leaves, direction=direction, teacher_grad=True, backend=backend)
+            runs.append([loss, *torch.autograd.grad(loss, leaves)])
+        for ours, exact in zip(*runs, strict=True):
+            assert error(ours, exact) <= TOLERANCE[dtype] * max(1.0, runs[1][0].item())
 
 
 @pytest.mark.parametrize("width", [6, 1500])
@@ -246,6 +259,47 @@ def test_the_gradient_scales_with_the_one_that_comes():
     again = torch.autograd.grad(loss, student, retain_graph=True)[0]
     assert torch.equal(once, again)
     torch.testing.assert_close(torch.autograd.grad(loss * -2.5, student)[0], -2.5 * once)
+
+
+@pytest.mark.parametrize("width", [7, 90])
+def test_a_gradient_belongs_to_who_asked_for_it(width):
+    labels, weights = torch.randint(0, width, (20,)), torch.rand(20)
+    student, teacher = logits(20, width), logits(20, width)
+    loss = kd_divergence(student, teacher, labels=labels, ce_weight=0.5, row_weights=weights, backend="cpu")
+    first = torch.autograd.grad(loss, student, retain_graph=True)[0]
+    kept = first.clone()
+    first.mul_(3)
+    for scale in (1.0, 2.0, 1.0, 1.0):
+        again = torch.autograd.grad(loss, student, torch.tensor(scale), retain_graph=True)[0]
+        torch.testing.assert_close(again, scale * kept)
+        again.zero_()
+
+
+def test_modes_and_traces_see_the_operator():
+    student, teacher = logits(5, 7), logits(5, 7)
+    seen = []
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **kwargs or {})
+
+    with Spy():
+        spied = kd_divergence(student, teacher, backend="cpu")
+    assert "merc.kd_divergence.default" in seen
+    assert torch.equal(spied, kd_divergence(student, teacher, backend="cpu"))
+
+
+def test_no_memory_is_lost():
+    student, teacher, labels = logits(1000, 250), logits(1000, 250), torch.zeros(1000, dtype=torch.int64)
+    counts = []
+    for _ in range(3):
+        loss = kd_divergence(student, teacher, labels=labels, backend="cpu")
+        gradient = torch.autograd.grad(loss, student)[0]
+        counts.append([x._use_count() for x in (student, teacher, labels, loss, gradient)])
+        del loss, gradient
+    assert counts[0] == counts[2]
+    assert counts[0][3:] == [1, 1]
 
 
 @pytest.mark.parametrize("teacher_grad", [False, True])

@@ -3,6 +3,7 @@
 Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merc_kernels import reference
+from merc_kernels import KDDivergence, kd_divergence, reference
 from tests.kernels import grid
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
@@ -319,6 +320,14 @@ class TestExtremes:
         options = {"direction": direction, "reduction": reduction, "labels": torch.tensor([-100, -100, -7, classes])}
         assert all((x == 0).all() for x in run(kernels, nothing, nothing, options))
 
+    def test_a_teacher_of_one_hot_certainty(self, kernels, direction):
+        for classes in (6, 5003):
+            hot = torch.full((3, classes), -1e4).index_fill_(1, torch.tensor([classes // 2]), 1e4)
+            student, options = torch.randn(3, classes), {"direction": direction}
+            truth = truth_of(student, hot, options, torch.float64)
+            for one, exact in zip(run(kernels, student, hot, options), truth, strict=True):
+                assert error(one, exact) <= TOLERANCE[torch.float32] * max(1.0, truth[0].item())
+
     def test_a_nan_is_not_lost(self, kernels, direction):
         student, teacher = torch.randn(3, 70), torch.randn(3, 70)
         student[1, 69] = torch.nan
@@ -331,13 +340,83 @@ class TestExtremes:
         assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
+class TestOperator:
+    """The registered operator, as `merc_kernels.kd_divergence` calls it."""
+
+    __test__ = INTERPRETED
+
+    def test_equals_the_reference(self):
+        student, teacher = torch.randn(2, 5, 70, requires_grad=True), torch.randn(5, 70, requires_grad=True)
+        labels = torch.arange(5)
+        options = {"labels": labels, "ce_weight": 0.3, "row_weights": torch.rand(5), "temperature": 1 + torch.rand(5)}
+        for direction, teacher_grad in itertools.product(DIRECTIONS, (False, True)):
+            inputs = (student, teacher) if teacher_grad else (student,)
+            runs = []
+            for backend in ("triton", "reference"):
+                given = {"direction": direction, "teacher_grad": teacher_grad, "backend": backend}
+                loss = kd_divergence(student, teacher, **options, **given)
+                runs.append([loss, *torch.autograd.grad(loss, inputs)])
+            for one, other in zip(*runs, strict=True):
+                torch.testing.assert_close(one, other)
+
+    def test_autocast_leaves_the_loss_in_float32(self):
+        student, teacher = torch.randn(5, 7), torch.randn(5, 7)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert kd_divergence(student.bfloat16(), teacher, backend="triton").dtype == torch.float32
+
+    def test_gradcheck(self):
+        student, teacher = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        for direction in DIRECTIONS:
+            options = {"direction": direction, "teacher_grad": True, "backend": "triton"}
+            torch.autograd.gradcheck(lambda s, t: kd_divergence(s, t, **options), (student, teacher))  # noqa: B023
+
+    def test_opcheck(self):
+        student, teacher = torch.randn(2, 3, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True)
+        kd_divergence(student, teacher, backend="triton")  # registers
+        labels, weights = torch.arange(3), torch.rand(3)
+        rest = (2.0, 0, 0.4, 0.5, True, -100)
+        operator = torch.ops.merc.kd_divergence_triton.default
+        torch.library.opcheck(operator, (student, teacher, weights, labels, weights, *rest, 2, 1))
+        torch.library.opcheck(operator, (student.detach(), teacher.detach(), None, labels, None, *rest, 0, 0))
+        tensors = (student.detach(), teacher.detach(), weights, labels, None)
+        loss, divisor, saved = operator(*tensors, *rest, 2, 1)
+        backward = (torch.ones_like(loss), divisor, saved, *tensors, *rest, True, True)
+        torch.library.opcheck(torch.ops.merc.kd_divergence_triton_backward.default, backward)
+
+    def test_compiles_and_exports_to_one_dynamic_graph(self):
+        def loss(s, t):
+            return kd_divergence(s, t, direction="js", backend="triton")
+
+        kd_divergence(torch.randn(2, 3), torch.randn(2, 3), backend="triton")
+        compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+        for rows in (5, 9):
+            student, teacher = torch.randn(rows, 70, requires_grad=True), torch.randn(rows, 70)
+            values = [f(student, teacher) for f in (loss, compiled)]
+            assert torch.equal(*values)
+            assert torch.equal(*(torch.autograd.grad(value, student)[0] for value in values))
+        rows = torch.export.Dim("rows", min=2)
+        module, shapes = KDDivergence(backend="triton"), ({0: rows}, {0: rows})
+        program = torch.export.export(module, (torch.randn(5, 7), torch.randn(5, 7)), dynamic_shapes=shapes)
+        pair = torch.randn(9, 7), torch.randn(9, 7)
+        assert torch.equal(program.module()(*pair), module(*pair))
+
+    def test_second_derivatives_are_refused(self):
+        student = torch.randn(4, 5, requires_grad=True)
+        loss = kd_divergence(student, torch.randn(4, 5), backend="triton")
+        gradient = torch.autograd.grad(loss, student, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="first derivatives only"):
+            gradient.sum().backward()
+
+
 class TestInterpreter:
     __test__ = not INTERPRETED
 
     @pytest.mark.parametrize("size", ["not full", pytest.param("full", marks=pytest.mark.full)])
     def test_values(self, size):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__]
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"TRITON_INTERPRET": "1"}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__, "-k"]
+        options = {"cwd": Path(__file__).parents[2], "env": os.environ | {"TRITON_INTERPRET": "1"}, "text": True}
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        halves = ("TestValues", "not TestValues") if size == "not full" else ("TestValues",)
+        for half in [subprocess.Popen([*command, one], **options) for one in halves]:
+            out, _ = half.communicate()
+            assert half.returncode == 0, out

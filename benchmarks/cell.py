@@ -1,0 +1,182 @@
+"""What is measured: cells, the providers that are measured side by side in each, and one provider's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], object]
+PASSES = ("forward", "backward", "both", "graph")  # graph: both, replayed as a CUDA graph
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One size of one subject.
+
+    Attributes:
+        sizes: ``rows`` with ``width`` or ``classes``.
+        formula: which loss, where a subject has several.
+        providers: those that are measured here; None: all that know the formula.
+        seconds: what timing one provider's pass may take.
+    """
+
+    subject: str
+    sizes: Mapping[str, int]
+    dtype: str = "float32"
+    formula: str = ""
+    passes: tuple[str, ...] = ("both",)
+    providers: tuple[str, ...] | None = None
+    seconds: float = 1.0
+
+    @property
+    def title(self) -> str:
+        """The cell in one line."""
+        sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+        return " ".join(part for part in (self.subject, self.formula, sizes, self.dtype) if part)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The tensors' type."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute a loss.
+
+    Attributes:
+        loss: the subject's inputs and the formula → scalar; None where it is absent.
+        absent: why.
+        formulas: those that it computes.
+        square: whether its memory grows with N², rather than with the size of the inputs.
+        precision: of float32 matrix products while it runs (`torch.set_float32_matmul_precision`).
+    """
+
+    name: str
+    loss: Callable[..., Any] | None = None
+    absent: str = ""
+    formulas: tuple[str, ...] = ("",)
+    square: bool = False
+    precision: str = "highest"
+
+    def takes(self, cell: Cell) -> bool:
+        """Whether it is measured in this cell."""
+        return cell.formula in self.formulas and (cell.providers is None or self.name in cell.providers)
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Its precision, for a block."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.precision)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time of a cell's pass, from calls that are timed beside the providers.
+
+    Attributes:
+        calls: name → what is timed.
+        milliseconds: pass, medians of the calls → floor, or None where none is defined.
+        unit: medians → milliseconds of one pass over the similarity matrix, where there is one.
+    """
+
+    calls: Mapping[str, Call] = field(default_factory=dict)
+    milliseconds: Callable[[str, Mapping[str, float]], float | None] = lambda name, medians: None
+    unit: Callable[[Mapping[str, float]], float] | None = None
+
+
+class Problem:
+    """One provider's calls on the inputs of one cell.
+
+    Args:
+        provider: whose.
+        formula: the cell's.
+        x: the tensor whose gradient is wanted.
+        others: the loss's other arguments.
+    """
+
+    def __init__(self, provider: Provider, formula: str, x: Tensor, others: tuple[Any, ...]) -> None:
+        self.provider, self.formula, self.x, self.others = provider, formula, x, others
+
+    @property
+    def returned_bytes(self) -> int:
+        """Size of what `both` gives back: the gradient."""
+        return self.x.numel() * self.x.element_size()
+
+    def forward(self) -> Tensor:
+        """The value, with its graph."""
+        assert self.provider.loss is not None
+        value: Tensor = self.provider.loss(self.x, *self.others, self.formula)
+        return value
+
+    def both(self) -> Tensor:
+        """The gradient."""
+        return torch.autograd.grad(self.forward(), self.x)[0]
+
+    def call(self, name: str) -> Call:
+        """What is timed for a pass."""
+        if name == "backward":
+            value = self.forward()
+            return lambda: torch.autograd.grad(value, self.x, retain_graph=True)
+        if name == "graph":
+            return self._graph()
+        call: Call = getattr(self, name)
+        return call
+
+    def result(self) -> tuple[float, Tensor]:
+        """Value and gradient."""
+        value = self.forward()
+        return float(value.detach()), torch.autograd.grad(value, self.x)[0]
+
+    def _graph(self) -> Call:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.both()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = self.both()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return kept
+
+        return replay
+
+
+class Subject(Protocol):
+    """What the harness asks of a file of its own: focal_contrastive, kd_divergence, training_step, epoch."""
+
+    name: str
+    floor_is: str  # in words, for the reader of a table
+    limit: Mapping[str, float]  # dtype → largest relative error of a right result
+
+    def cells(self, scale: str, device: str) -> list[Cell]:
+        """What is measured: ``scale`` is quick or full."""
+
+    def providers(self, device: str) -> list[Provider]:
+        """The absent ones too."""
+
+    def work(self, cell: Cell) -> float:
+        """What time grows with."""
+
+    def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
+        """The calls, on the first ``rows`` rows where given."""
+
+    def truth(self, cell: Cell, device: str) -> tuple[float, Tensor | None, int]:
+        """Value and gradient in float64, and of how many rows of the cell."""
+
+    def floor(self, cell: Cell, device: str) -> Floor:
+        """The floor."""

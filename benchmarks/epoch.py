@@ -1,0 +1,111 @@
+"""epoch: MERC-KDC trained end to end on the embedded corpus, one epoch of every stage with validation and test.
+
+The providers are our backends, forced on both losses; the trainer takes no others. There is no float64 here: what is
+checked is the fusion stage's loss after its epoch, against the same training on the reference backend. The floor is the
+same epochs with neither distillation nor contrastive loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import merc_kernels
+from benchmarks.cell import Cell, Floor, Problem, Provider
+from benchmarks.training_step import SUBJECT as STEP
+from merc_model.config import load_preset
+from merc_model.data.corpus import Corpus
+from merc_model.data.synthetic import synthetic
+from merc_model.training import Training
+
+SETTINGS: dict[str, Any] = {"epochs": 1}
+
+
+class Epoch(Problem):
+    """The whole training; its value is the last loss."""
+
+    def __init__(self, provider: Provider, device: str, dialogues: int, settings: Mapping[str, Any]) -> None:
+        super().__init__(provider, "", torch.zeros(0), ())
+        self._device, self._dialogues, self._settings = device, dialogues, settings
+
+    @property
+    def returned_bytes(self) -> int:
+        """Nothing is returned."""
+        return 0
+
+    def both(self) -> Tensor:
+        """The loss at the end."""
+        assert self.provider.loss is not None
+        config = load_preset("synthetic").changed(SETTINGS | dict(self._settings))
+        with self.provider.loss(), contextlib.redirect_stderr(io.StringIO()):
+            training = Training(_corpus(self._dialogues), config, 0, torch.device(self._device))
+            for _ in training.epochs():
+                pass
+        return torch.tensor(training.history[-1]["loss"])
+
+    def result(self) -> tuple[float, Tensor]:
+        """The loss; there is no one gradient."""
+        return float(self.both()), torch.zeros(0)
+
+
+class EpochSubject:
+    """The subject."""
+
+    name = "epoch"
+    floor_is = "the same epochs with neither distillation nor contrastive loss"
+    limit: Mapping[str, float] = {"float32": 1e-2}
+
+    def cells(self, scale: str, device: str) -> list[Cell]:
+        """The embedded corpus; a part of it for the quick scale."""
+        dialogues = 8 if scale == "quick" else 72
+        some = ("merc", "merc:torch") if scale == "quick" else None
+        return [Cell(self.name, {"rows": dialogues}, providers=some, seconds=0.1 if scale == "quick" else 4.0)]
+
+    def providers(self, device: str) -> list[Provider]:
+        """Our backends that have both losses."""
+        return [
+            Provider(p.name, absent=p.absent) if p.absent else Provider(p.name, _use(p.name))
+            for p in STEP.providers(device)
+            if p.name.startswith("merc")
+        ]
+
+    def work(self, cell: Cell) -> float:
+        """Dialogues."""
+        return float(cell.sizes["rows"])
+
+    def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
+        """The training."""
+        return Epoch(provider, device, rows or cell.sizes["rows"], {})
+
+    def truth(self, cell: Cell, device: str) -> tuple[float, Tensor | None, int]:
+        """The reference backend's loss."""
+        rows = cell.sizes["rows"]
+        plain = Provider("merc:reference", _use("merc:reference"))
+        return Epoch(plain, device, rows, {}).result()[0], None, rows
+
+    def floor(self, cell: Cell, device: str) -> Floor:
+        """Without the losses."""
+        name = "the epochs without the losses"
+        without = {"kd": False, "feature_kd": False, "fcl": False}
+        plain = Provider("nothing", contextlib.nullcontext)
+        call = Epoch(plain, device, cell.sizes["rows"], without).both
+        return Floor({name: call}, lambda what, medians: medians.get(name))
+
+
+def _use(name: str) -> Any:
+    backend = name.removeprefix("merc").removeprefix(":")
+    return functools.partial(merc_kernels.use_backend, backend) if backend else contextlib.nullcontext
+
+
+@functools.cache
+def _corpus(dialogues: int) -> Corpus:
+    return synthetic(dialogues=dialogues)
+
+
+SUBJECT = EpochSubject()

@@ -1,0 +1,241 @@
+"""Runs a subject: in each cell every provider is predicted, checked against float64, weighed and timed, side by side.
+
+What comes out is a list of rows, one for each cell, provider and pass. The ``status`` of a row is one of
+
+    ok              measured
+    wrong           its error is over the subject's limit: no time is given
+    skipped         its predicted time or memory is over the budget; ``prediction`` says what was expected
+    out of memory   a result like any other
+    failed          it raised; ``reason`` says what
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.cell import Call, Cell, Floor, Problem, Provider, Subject
+from benchmarks.growth import Prediction, Predictor, exponents
+from benchmarks.memory import Worker, is_out_of_memory, on_a_gpu
+from benchmarks.timing import interleaved, quantiles
+
+CALLS = 8  # made of one pass at least: memory, accuracy, warm-up, samples
+Row = dict[str, Any]
+Truth = tuple[float, Any, int]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A provider whose result is right: its calls, and what is known of it."""
+
+    provider: Provider
+    problem: Problem
+    values: Row
+
+
+@dataclass
+class Budget:
+    """What a run may take.
+
+    Attributes:
+        deadline: on `time.monotonic`'s clock; None: no end.
+        seconds: of one provider in one cell, all its calls together.
+        extra_bytes: of one call.
+    """
+
+    seconds: float
+    extra_bytes: int
+    deadline: float | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds to the deadline."""
+        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
+
+    def objection(self, prediction: Prediction | None) -> str | None:
+        """Why a call of that prediction is not made, or None."""
+        if self.left <= 0:
+            return "the time of the whole run was up"
+        if prediction is None:
+            return None
+        if prediction.extra_bytes is not None and prediction.extra_bytes > self.extra_bytes:
+            return f"predicted memory is over the budget of {self.extra_bytes / 2**30:.1f} GiB"
+        if CALLS * prediction.seconds > self.seconds:
+            return f"predicted time of {CALLS} calls is over the budget of {self.seconds:.0f} s"
+        if CALLS * prediction.seconds > self.left:
+            return "predicted time is more than the whole run had left"
+        return None
+
+
+class Harness:
+    """Measures subjects on one device.
+
+    Args:
+        say: takes a line of progress.
+    """
+
+    def __init__(self, device: str, budget: Budget, say: Callable[[str], None] = print) -> None:
+        self._device, self._budget, self._say = device, budget, say
+        self._last: tuple[Cell, Truth] | None = None
+        self._worker = Worker(budget.extra_bytes + (2 << 30))  # beside torch itself and the inputs
+
+    def run(self, subject: Subject, cells: list[Cell]) -> dict[str, Any]:
+        """The subject's rows, the exponents fitted to them, and the providers that are absent, with the reason."""
+        providers = subject.providers(self._device)
+        predictor = Predictor()
+        rows: list[Row] = []
+        for cell in cells:
+            started = time.monotonic()
+            measured = self._cell(subject, cell, [p for p in providers if p.loss and p.takes(cell)], predictor)
+            self._say("\n  ".join([f"{cell.title}: {time.monotonic() - started:.1f} s", *map(line, measured)]))
+            rows += measured
+        return {
+            "subject": subject.name,
+            "floor": subject.floor_is,
+            "absent": {provider.name: provider.absent for provider in providers if not provider.loss},
+            "rows": rows,
+            "growth": exponents(rows),
+        }
+
+    def close(self) -> None:
+        """End the process that weighs."""
+        self._worker.close()
+
+    def _cell(self, subject: Subject, cell: Cell, providers: list[Provider], predictor: Predictor) -> list[Row]:
+        rows: list[Row] = []
+
+        def note(provider: Provider, name: str, values: Row) -> None:
+            head = {"subject": cell.subject, "formula": cell.formula, "provider": provider.name}
+            rows.append(
+                head | {"device": self._device, "dtype": cell.dtype, "sizes": dict(cell.sizes), "pass": name} | values
+            )
+
+        right: dict[str, _Checked] = {}
+        for provider in providers:
+            prediction = predictor.predict(provider, cell, subject.work(cell))
+            if (reason := self._budget.objection(prediction)) is not None:
+                verdict: Row | _Checked = {"status": "skipped", "reason": reason, "prediction": _plain(prediction)}
+            else:
+                verdict = self._checked(subject, cell, provider)
+            if isinstance(verdict, _Checked):
+                right[provider.name] = verdict
+            else:
+                for name in cell.passes:
+                    note(provider, name, verdict)
+        floor = subject.floor(cell, self._device)
+        for name in cell.passes:
+            for key, numbers in self._timed(cell, name, right, floor).items():
+                provider, values = right[key].provider, right[key].values
+                kept = values if name == "both" else {part: values[part] for part in ("error", "error_rows")}
+                note(provider, name, kept | numbers)
+                if name == "both" and numbers["status"] == "ok":
+                    seconds, extra = numbers["median_ms"] / 1e3, values["peak_extra_bytes"]
+                    predictor.learn(provider, cell, subject.work(cell), seconds, extra)
+        return rows
+
+    def _checked(self, subject: Subject, cell: Cell, provider: Provider) -> Row | _Checked:
+        """The provider's calls, weighed and right; or the numbers of a row that says why not."""
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            extra = self._weigh(subject, cell, provider)
+            truth = self._truth(subject, cell)
+            problem = subject.problem(cell, provider, self._device)
+            whole = truth[2] == cell.sizes["rows"]
+            checked = problem if whole else subject.problem(cell, provider, self._device, rows=truth[2])
+            with provider.settings():
+                error = relative_error(checked.result(), truth)
+        except Exception as raised:  # whatever a peer raises is its result, and the others go on
+            return _failure(raised)
+        values = {"error": error, "error_rows": truth[2], "peak_extra_bytes": extra}
+        if error <= subject.limit[cell.dtype]:  # a NaN is not
+            return _Checked(provider, problem, values)
+        return {"status": "wrong", **values}
+
+    def _truth(self, subject: Subject, cell: Cell) -> Truth:
+        if self._last is None or self._last[0] is not cell:
+            self._last = (cell, subject.truth(cell, self._device))
+        return self._last[1]
+
+    def _weigh(self, subject: Subject, cell: Cell, provider: Provider) -> int | None:
+        if "both" not in cell.passes:
+            return None
+        if self._device == "cuda":
+            return on_a_gpu(subject.problem(cell, provider, self._device))
+        return self._worker.peak(subject.name, cell, provider.name)
+
+    def _timed(self, cell: Cell, name: str, right: Mapping[str, _Checked], floor: Floor) -> dict[str, Row]:
+        """Provider → numbers of one pass."""
+        numbers: dict[str, Row] = {}
+        calls: dict[str, Call] = {}
+        for key, checked in right.items():
+            try:
+                with checked.provider.settings():
+                    calls[key] = _within(checked.provider, checked.problem.call(name))
+            except Exception as error:  # as above
+                numbers[key] = _failure(error)
+        floors = {f"floor: {what}": call for what, call in floor.calls.items()}
+        times = interleaved(calls | floors, cell.seconds, self._device) if calls else {}
+        medians = {}
+        for what in floor.calls:
+            values = times.get(f"floor: {what}")
+            if isinstance(values, list):
+                medians[what] = float(quantiles(values)["median_ms"])
+        least = floor.milliseconds(name, medians)
+        for key in calls:
+            values = times[key]
+            if isinstance(values, Exception):
+                numbers[key] = _failure(values)
+                continue
+            row: Row = {"status": "ok", **quantiles(values), "floor_ms": least}
+            row["share_of_floor"] = None if least is None else least / row["median_ms"]
+            if floor.unit is not None and medians:
+                row["passes"] = row["median_ms"] / floor.unit(medians)
+            numbers[key] = row
+        return numbers
+
+
+def relative_error(result: tuple[float, Any], truth: Truth) -> float:
+    """Of value and gradient, the larger."""
+    value = abs(result[0] - truth[0]) / abs(truth[0])
+    if truth[1] is None:
+        return value
+    gradient = float((result[1].double() - truth[1]).norm() / truth[1].norm())
+    return max(value, gradient) if gradient == gradient else gradient  # max would drop a NaN
+
+
+def line(row: Row) -> str:
+    """A row for the eye."""
+    head = f"{row['provider']:24} {row['pass']:8}"
+    if row["status"] != "ok":
+        return f"{head} {row['status']}: {row.get('reason', row.get('error'))}"
+    text = f"{head} {row['median_ms']:10.3f} ms"
+    text += "" if row["share_of_floor"] is None else f", {row['share_of_floor']:6.1%} of the floor"
+    extra = row.get("peak_extra_bytes")
+    text += "" if extra is None else f", {extra / 2**20:8.1f} MiB"
+    return text + f", error {row['error']:.1e}"
+
+
+def _within(provider: Provider, call: Call) -> Call:
+    if provider.precision == "highest":  # torch's default
+        return call
+
+    def wrapped() -> object:
+        with provider.settings():
+            return call()
+
+    return wrapped
+
+
+def _failure(error: Exception) -> Row:
+    if is_out_of_memory(error):
+        return {"status": "out of memory", "reason": str(error)[:300]}
+    return {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def _plain(prediction: Prediction | None) -> dict[str, float | None] | None:
+    return None if prediction is None else {"seconds": prediction.seconds, "extra_bytes": prediction.extra_bytes}

@@ -1,0 +1,72 @@
+"""Our own backends as providers, and what all peers share."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import merc_kernels
+from benchmarks.cell import Provider
+
+Loss = Callable[..., Any]
+
+
+def ours(loss: Loss, try_out: Loss, formulas: tuple[str, ...] = ("",)) -> list[Provider]:
+    """``merc``, which leaves the choice to the package, and ``merc:NAME`` of each backend.
+
+    Args:
+        loss: the subject's inputs, the formula, and ``backend`` by keyword.
+        formulas: those that the operator computes.
+        try_out: raises ValueError for a ``backend`` that does not have the operator on this device.
+    """
+    providers = [Provider("merc", lambda *x: loss(*x, backend=None), formulas=formulas)]
+    for name, state in merc_kernels.backends().items():
+        reason = state.removeprefix("off: ") if state != "on" else _refused(try_out, name)
+        if reason:
+            providers.append(absent(f"merc:{name}", reason))
+            continue
+
+        def call(*inputs: Any, backend: str = name) -> Any:
+            return loss(*inputs, backend=backend)
+
+        providers.append(Provider(f"merc:{name}", call, formulas=formulas, square=name == "reference"))
+    return providers
+
+
+def _refused(try_out: Loss, name: str) -> str:
+    try:
+        try_out(backend=name)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def absent(name: str, reason: str) -> Provider:
+    """A peer that is named, and not there."""
+    return Provider(name, absent=" ".join(reason.split())[:300])
+
+
+def optional(name: str, module: str, make: Callable[[Any], Loss], **options: Any) -> Provider:
+    """A peer from a package that need not be installed; ``make`` turns the imported module into the loss."""
+    try:
+        return Provider(name, make(importlib.import_module(module)), **options)
+    except Exception as error:  # an import may fail in any way; the reason is the result
+        return absent(name, f"{type(error).__name__}: {error}")
+
+
+def compiled(loss: Loss) -> Loss:
+    """`torch.compile` of a loss, for the sizes it sees; compiled anew for each cell."""
+    seen: dict[Any, Loss] = {}
+
+    def call(*inputs: Any) -> Any:
+        key = tuple((x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in inputs)
+        if key not in seen:
+            torch._dynamo.reset()
+            seen.clear()
+            seen[key] = torch.compile(loss, dynamic=False)
+        return seen[key](*inputs)
+
+    return call

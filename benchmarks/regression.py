@@ -1,0 +1,87 @@
+"""Compares results with the committed ones by ratio to a provider of the same run, never by absolute time.
+
+    python -m benchmarks.regression FOLDER [--tolerance 1.25]
+
+FOLDER holds new result files; a file is compared with the committed one of the same name. For each cell and pass that
+both have, the median of each of our providers is divided by that of a peer of its own run, ``eager`` or ``chunked``; a
+ratio that is larger than the committed one by more than the tolerance is reported, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import RESULTS
+from benchmarks.results_file import Result, load
+
+TOLERANCE, QUICK_TOLERANCE = 1.25, 2.5  # the quick cells are few and short, on machines that others use too
+PEERS = ("eager", "chunked")
+Key = tuple[str, str, str, str, tuple[tuple[str, int], ...], str]
+
+
+def ratios(result: Result) -> dict[Key, tuple[float, str]]:
+    """Of each measurement of ours to the first peer that was measured beside it, and that peer."""
+    cells: dict[Key, dict[str, float]] = {}
+    for run in result["runs"]:
+        for row in run["rows"]:
+            if row["status"] == "ok":
+                cells.setdefault(_key(row, ""), {})[row["provider"]] = row["median_ms"]
+    found = {}
+    for (*cell, _), medians in cells.items():
+        peer = next((peer for peer in PEERS if peer in medians), None)
+        for provider, median in medians.items():
+            if peer is not None and provider.startswith("merc"):
+                found[_named(cell, provider)] = (median / medians[peer], peer)
+    return found
+
+
+def _key(row: dict[str, Any], provider: str) -> Key:
+    cell = [row["subject"], row["formula"], row["dtype"], row["pass"], tuple(sorted(row["sizes"].items()))]
+    return _named(cell, provider)
+
+
+def _named(cell: list[Any], provider: str) -> Key:
+    subject, formula, dtype, which, sizes = cell
+    return (subject, formula, dtype, which, sizes, provider)
+
+
+def slower(new: Result, old: Result, tolerance: float) -> Iterator[str]:
+    """A line for each ratio that grew by more than the tolerance."""
+    before = ratios(old)
+    for key, (ratio, peer) in ratios(new).items():
+        if key in before and before[key][1] == peer and ratio > tolerance * before[key][0]:
+            subject, formula, dtype, which, sizes, provider = key
+            cell = " ".join(filter(None, [subject, formula, *(f"{n}={s}" for n, s in sizes), dtype, which]))
+            yield f"{provider}, {cell}: {ratio:.3g} of {peer}'s time, it was {before[key][0]:.3g}"
+
+
+def report(new: list[Result], old: list[Result], tolerance: float) -> bool:
+    """Print what got slower, or that nothing can be compared; whether anything did."""
+    committed = {result["file"]: result for result in old}
+    bad = False
+    for result in new:
+        if result["file"] not in committed:
+            print(f"{result['file']}: no committed result of this device to compare with")
+            continue
+        common = len(ratios(result).keys() & ratios(committed[result["file"]]).keys())
+        lines = list(slower(result, committed[result["file"]], tolerance))
+        print("\n".join([f"{result['file']}: {common} ratios compared, {len(lines)} slower by {tolerance:g}×", *lines]))
+        bad = bad or bool(lines)
+    return bad
+
+
+def main() -> int:
+    """Compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--committed", type=Path, default=RESULTS)
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE)
+    options = parser.parse_args()
+    return int(report(load(options.folder), load(options.committed), options.tolerance))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,61 @@
+"""Result files: one a device, in it one run a subject; a new run of a subject replaces its old one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import RESULTS, environment
+
+Run = dict[str, Any]
+Result = dict[str, Any]
+
+
+def slug(device: str, threads: int | None = None) -> str:
+    """The name of a device's file: ``nvidia-h100-80gb-hbm3``, ``amd-epyc-2-threads``."""
+    plain = re.sub(r"\((r|tm|c)\)", "", device.lower())
+    words = re.findall(r"[a-z0-9]+", plain)
+    words = [word for word in words if word not in ("processor", "cpu")]
+    return "-".join([*words, *([] if threads is None else [str(threads), "threads"])])
+
+
+def store(run: Run, device: str, folder: Path = RESULTS, scale: str = "full") -> Path:
+    """Write a run, with the environment it was made in, into its device's file."""
+    where = environment()
+    name = where["gpu"] if device == "cuda" else where["cpu"]
+    file = slug(name, None if device == "cuda" else where["threads"]) + ("" if scale == "full" else f"-{scale}")
+    path = folder / f"{file}.json"
+    start = {"device": name, "kind": device, "scale": scale, "runs": []}
+    result = json.loads(path.read_text()) if path.exists() else start
+    runs = [old for old in result["runs"] if old["subject"] != run["subject"]] + [{**run, "environment": where}]
+    result["runs"] = sorted(runs, key=lambda run: str(run["subject"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(dumps(result))
+    return path
+
+
+def dumps(result: Result) -> str:
+    """JSON with a row of a table in one line."""
+    text = json.dumps(result, indent=1)
+    inner = re.compile(r"\{\n {5,}[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
+    return inner.sub(lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text) + "\n"
+
+
+def load(folder: Path = RESULTS) -> list[Result]:
+    """Every file, CPUs first."""
+    results = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    return sorted((x for x in results if "kind" in x), key=lambda result: (result["kind"] != "cpu", result["file"]))
+
+
+def run_of(result: Result, subject: str) -> Run | None:
+    """The run of a subject."""
+    return next((run for run in result["runs"] if run["subject"] == subject), None)
+
+
+def select(run: Run, **wanted: Any) -> Iterator[dict[str, Any]]:
+    """The rows that have these values; ``name="pass"`` may be given as ``pass_``."""
+    wanted = {name.rstrip("_"): value for name, value in wanted.items()}
+    return (row for row in run["rows"] if all(row[name] == value for name, value in wanted.items()))

@@ -1,0 +1,155 @@
+"""training_step: encoder and head, cross entropy with both losses, gradients, and AdamW: what a user waits for.
+
+The encoder is 512 → 1024 → 256, the head 256 → 6; float32. The floor is the same step without the two losses. What is
+checked is the loss and its gradient in the encoder's second layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks import contrastive_peers, kd_peers
+from benchmarks.cell import Cell, Floor, Problem, Provider
+from benchmarks.focal_contrastive import PROPORTIONS, exact
+from benchmarks.providers import compiled, ours
+from merc_kernels import reference
+
+FEATURES, HIDDEN, WIDTH, CLASSES = 512, 1024, 256, 6
+Pair = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # embeddings, logits, labels, teacher's logits → loss
+
+
+def eager(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+    """Both losses in plain PyTorch."""
+    return contrastive_peers.eager(embeddings, labels, "focal") + kd_peers.eager(logits, teacher)
+
+
+def chunked(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+    """Both losses in strips."""
+    return contrastive_peers.chunked(embeddings, labels, "focal") + kd_peers.chunked(logits, teacher)
+
+
+def merc(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor, *, backend: str | None) -> Tensor:
+    """Both operators."""
+    contrastive = contrastive_peers.merc(embeddings, labels, "focal", backend=backend)
+    return contrastive + kd_peers.merc(logits, teacher, backend=backend)
+
+
+class Network(nn.Module):
+    """Encoder and head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and logits."""
+        embeddings = self.second(F.relu(self.first(features)))
+        return embeddings, self.head(F.relu(embeddings))
+
+
+class Step(Problem):
+    """A training step; ``x`` is the weight whose gradient is checked."""
+
+    def __init__(self, provider: Provider, network: Network, data: tuple[Tensor, Tensor, Tensor]) -> None:
+        super().__init__(provider, "", network.second.weight, ())
+        self._network, self._data = network, data
+        self._optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    @property
+    def returned_bytes(self) -> int:
+        """Nothing is returned."""
+        return 0
+
+    def forward(self) -> Tensor:
+        """The loss."""
+        features, labels, teacher = self._data
+        embeddings, logits = self._network(features)
+        assert self.provider.loss is not None
+        value: Tensor = F.cross_entropy(logits, labels) + self.provider.loss(embeddings, logits, labels, teacher)
+        return value
+
+    def both(self) -> Tensor:
+        """One step."""
+        self._optimizer.zero_grad()
+        value = self.forward()
+        value.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return value.detach()
+
+
+class TrainingStep:
+    """The subject."""
+
+    name = "training_step"
+    floor_is = "the same step without the two losses"
+    limit: Mapping[str, float] = {"float32": 1e-3}
+
+    def cells(self, scale: str, device: str) -> list[Cell]:
+        """Sizes ascend."""
+        rows = [128] if scale == "quick" else [128, 1024, 4096] if device == "cpu" else [128, 1024, 4096, 16384]
+        seconds = 0.2 if scale == "quick" or device == "cuda" else 1.5
+        some = ("merc", "merc:cpu", "merc:triton", "merc:cuda", "merc:torch", "eager", "chunked")
+        compiled_too = (*some, "torch.compile", "merc:reference")
+        return [
+            Cell(self.name, {"rows": n}, providers=compiled_too if n == 1024 else some, seconds=seconds) for n in rows
+        ]
+
+    def providers(self, device: str) -> list[Provider]:
+        """Our backends that have both operators; both losses in plain PyTorch."""
+        small = [torch.randn(4, 8, device=device, requires_grad=True) for _ in range(3)]
+        labels = torch.tensor([0, 0, 1, 1], device=device)
+        return [
+            *ours(merc, lambda backend: merc(small[0], small[1], labels, small[2].detach(), backend=backend)),
+            Provider("eager", eager, square=True),
+            Provider("torch.compile", compiled(eager), square=True),
+            Provider("chunked", chunked),
+        ]
+
+    def work(self, cell: Cell) -> float:
+        """N² WIDTH, and the network's own products."""
+        rows = float(cell.sizes["rows"])
+        return rows**2 * WIDTH + rows * HIDDEN * (FEATURES + WIDTH)
+
+    def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
+        """A network and an optimizer of its own."""
+        network, data = _start(rows or cell.sizes["rows"], device)
+        return Step(provider, network, data)
+
+    def truth(self, cell: Cell, device: str) -> tuple[float, Tensor | None, int]:
+        """The network in float64 on the reference."""
+        network, (features, labels, teacher) = _start(cell.sizes["rows"], device)
+        network = copy.deepcopy(network).double()
+        embeddings, logits = network(features.double())
+        contrastive, of_embeddings = exact(embeddings, labels, "focal")
+        divergence = reference.kd_divergence(logits, teacher.double(), temperature=kd_peers.TEMPERATURE)
+        plain = F.cross_entropy(logits, labels) + divergence
+        weight = network.second.weight
+        gradient = torch.autograd.grad([plain, embeddings], weight, [torch.ones_like(plain), of_embeddings])[0]
+        return float(plain.detach()) + contrastive, gradient, cell.sizes["rows"]
+
+    def floor(self, cell: Cell, device: str) -> Floor:
+        """Without the losses."""
+        network, data = _start(cell.sizes["rows"], device)
+        nothing = Provider("nothing", lambda embeddings, *others: embeddings.new_zeros(()))
+        name = "the step without the two losses"
+        return Floor({name: Step(nothing, network, data).both}, lambda what, medians: medians.get(name))
+
+
+def _start(rows: int, device: str) -> tuple[Network, tuple[Tensor, Tensor, Tensor]]:
+    state: Any = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    network = Network()
+    labels = torch.multinomial(PROPORTIONS, rows, replacement=True)
+    features, teacher = torch.randn(rows, FEATURES), 3 * torch.randn(rows, CLASSES)
+    torch.random.set_rng_state(state)
+    return network.to(device), (features.to(device), labels.to(device), teacher.to(device))
+
+
+SUBJECT = TrainingStep()

@@ -1,0 +1,48 @@
+"""The two operators on a GPU, and their backends."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from merc_kernels import backends, focal_contrastive_loss, kd_divergence
+
+OPERATORS = ("focal_contrastive", "kd_divergence")
+FUSED = ("cuda", "triton", "torch")
+Loss = Callable[..., Tensor]
+
+
+def why_not(operator: str, backend: str) -> str | None:
+    """Why a backend does not have an operator on a GPU here; None where it does."""
+    if (state := backends()[backend]) != "on":
+        return state
+    x = torch.ones(2, 4, device="cuda")
+    try:
+        call(operator, backend)(
+            x, torch.zeros(2, dtype=torch.int64, device="cuda") if operator != "kd_divergence" else x
+        )
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def call(operator: str, backend: str | None, **options) -> Loss:
+    """The operator as a loss of two tensors."""
+    loss = focal_contrastive_loss if operator == "focal_contrastive" else kd_divergence
+    return lambda x, other: loss(x, other, backend=backend, **options)
+
+
+def inputs(operator: str, rows: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """What requires a gradient, and the labels or the teacher."""
+    x = torch.randn(rows, width).to("cuda", dtype).requires_grad_()
+    if operator == "focal_contrastive":
+        labels = torch.randint(5, (rows,))
+        labels[::7] = -100
+        return x, labels.cuda()
+    return x, torch.randn(rows, width).to("cuda", dtype)
+
+
+def step(loss: Loss, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and gradient."""
+    value = loss(x, other)
+    return value.detach(), torch.autograd.grad(value, x)[0]
