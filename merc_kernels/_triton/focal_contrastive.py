@@ -287,8 +287,10 @@ def focal_contrastive_backward(
     wanted = (embeddings_grad, prototypes_grad, refs_grad)
     results = []
     for source, yes in zip(p.sources, wanted, strict=True):
-        like = embeddings if source is None else source.x
-        results.append(like.new_empty(like.shape if source is not None and yes else (0,)))
+        if source is None:
+            results.append(z.new_empty((0,), dtype=p.dtype))
+        else:
+            results.append(source.x.new_empty(source.x.shape if yes else (0,)))
     dtau = z.new_zeros(() if temperature_grad else (0,), dtype=p.dtype)
     if p.groups * p.total == 0 or not any((*wanted, temperature_grad)):
         return results[0].zero_(), results[1].zero_(), results[2].zero_(), dtau

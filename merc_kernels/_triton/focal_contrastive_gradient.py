@@ -13,10 +13,12 @@ has a = G = 0, one that is not kept z = 0: neither needs a mask. What falls to a
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, LOG2E, NEVER, double, scalar
+from merc_kernels._triton.focal_contrastive_rows import LN2, NEVER, double, scalar
 from merc_kernels._triton.focal_contrastive_tiles import (
     PER_CALL,
+    dot,
     labels,
+    log2_scale,
     parts,
     place,
     probability,
@@ -44,6 +46,7 @@ def _weights(
     other,
     row,
     column,
+    to_score,
     tau,
     gamma,
     SIMILARITY: tl.constexpr,
@@ -54,7 +57,6 @@ def _weights(
     # W + W' of a tile's pairs, and W without h' of similarity
     most, log_e, soft, a = row  # [BLOCK_N, 1]
     column_most, column_log_e, column_soft, column_a = column  # [1, PART]
-    to_score = 1 / tau * LOG2E
     score = cosine * to_score
     ell = (score - most) - log_e
     column_ell = (score - column_most) - column_log_e
@@ -134,7 +136,7 @@ def pair_gradient_kernel(
     lane = tl.arange(0, BLOCK_D)
     if WHOLE:
         row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
-    tau = scalar(temperature_ptr, temperature, dtype)
+    tau, to_score = scalar(temperature_ptr, temperature, dtype), log2_scale(temperature_ptr, temperature, dtype)
     power = double(gamma).to(dtype)
     scale = tl.full([], 1.0, dtype)
     if scale_ptr is not None:
@@ -145,7 +147,7 @@ def pair_gradient_kernel(
         first = (split * tiles + tile) * BLOCK_M
         if WHOLE:
             column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
-            cosine = tl.dot(row_z, tl.trans(column_z), input_precision=PRECISION, out_dtype=dtype)
+            cosine = dot(row_z, tl.trans(column_z), tl.zeros([BLOCK_N, BLOCK_M], dtype), PRECISION)
         else:
             cosine = products(
                 row_z_ptr,
@@ -169,16 +171,19 @@ def pair_gradient_kernel(
             alike = label == labels(column_label_ptr, j, columns)[None, :]
             other = (i + row_first)[:, None] != (j + column_first)[None, :]
             column = _numbers(column_numbers_ptr, j, columns, column_total, 0)
-            m, w = _weights(cosines[part], alike, other, row, column, tau, power, SIMILARITY, DETACH, POWER, BOUNDED)
+            some = cosines[part]
+            m, w = _weights(
+                some, alike, other, row, column, to_score, tau, power, SIMILARITY, DETACH, POWER, BOUNDED
+            )
             if tau_ptr is not None:
-                dtau += tl.sum(w * cosines[part], 1)
+                dtau += tl.sum(w * some, 1)
             m = (m * scale).to(row_z_ptr.dtype.element_ty)
             if MATRIX and out_ptr is not None:
                 target = out_ptr + ((group * rows + i) * columns)[:, None] + j[None, :]
                 tl.store(target, m, mask=(i < rows)[:, None] & (j < columns)[None, :])
             ms += (m,)
         if not MATRIX and out_ptr is not None:
-            dz = tl.dot(whole(ms, PARTS), column_z, dz, input_precision=PRECISION, out_dtype=dtype)
+            dz = dot(whole(ms, PARTS), column_z, dz, PRECISION)
 
     if tau_ptr is not None:
         tl.store(tau_ptr + tl.program_id(0), tl.sum(dtau, 0) / -(tau * tau))

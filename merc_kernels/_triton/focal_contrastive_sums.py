@@ -13,10 +13,12 @@ candidates is a matter of their label alone: a row that an anchor must not see i
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, LOG2E, LOWEST, double, merged, scalar
+from merc_kernels._triton.focal_contrastive_rows import LN2, LOWEST, double, merged
 from merc_kernels._triton.focal_contrastive_tiles import (
     PER_CALL,
+    dot,
     labels,
+    log2_scale,
     parts,
     place,
     probability,
@@ -118,7 +120,7 @@ def pair_sums_kernel(
     lane = tl.arange(0, BLOCK_D)
     if WHOLE:
         row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
-    to_score = 1 / scalar(temperature_ptr, temperature, dtype) * LOG2E
+    to_score = log2_scale(temperature_ptr, temperature, dtype)
     power = double(gamma).to(dtype)
     all_rows = groups.to(tl.int64) * rows
     row = g * rows + i
@@ -133,7 +135,7 @@ def pair_sums_kernel(
         first = (split * tiles + tile) * BLOCK_M
         if WHOLE:
             column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
-            cosine = tl.dot(row_z, tl.trans(column_z), input_precision=PRECISION, out_dtype=dtype)
+            cosine = dot(row_z, tl.trans(column_z), tl.zeros([BLOCK_N, BLOCK_M], dtype), PRECISION)
         else:
             cosine = products(
                 row_z_ptr,

@@ -21,8 +21,9 @@ the registers, its columns are dealt with in PARTS.
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2
+from merc_kernels._triton.focal_contrastive_rows import LN2, LOG2E, double
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PER_CALL = ["rows", "row_first", "row_total", "columns", "column_first", "column_total", "first_group"]
 PER_CALL += ["groups", "splits", "tiles", "chunks", "temperature", "gamma"]
 
@@ -50,6 +51,23 @@ def labels(label_ptr, n, count):
 
 
 @triton.jit
+def log2_scale(pointer, bits, dtype: tl.constexpr):
+    """log2(e) / tau, rounded once: an error in it is one of every score."""
+    tau = double(bits)
+    if pointer is not None:
+        tau = tl.load(pointer).to(tl.float64)
+    return (1 / tau * LOG2E).to(dtype)
+
+
+@triton.jit
+def dot(x, y, total, PRECISION: tl.constexpr):
+    """``total`` + x y, in its dtype."""
+    if INTERPRETED:  # it would multiply the bits of bfloat16
+        x, y = x.to(total.dtype), y.to(total.dtype)
+    return tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
 def products(
     row_z_ptr,
     column_z_ptr,
@@ -71,7 +89,7 @@ def products(
         lane = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
         row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)
         column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)
-        product = tl.dot(row_z, tl.trans(column_z), product, input_precision=PRECISION, out_dtype=dtype)
+        product = dot(row_z, tl.trans(column_z), product, PRECISION)
     return product
 
 

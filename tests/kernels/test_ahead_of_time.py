@@ -19,7 +19,7 @@ import pytest
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-OPERATORS = ("kd_divergence",)
+OPERATORS = ("focal_contrastive", "kd_divergence")
 
 
 @functools.cache
