@@ -88,7 +88,7 @@ def _linear() -> Iterator[Configuration]:
         block: dict[str, Any] = {"BLOCK": contrastive.ROW_BLOCK}
         yield _configuration(of_rows.numbers_kernel, accumulate, {}, {**block, "BOUNDED": some})
         for partial, kept in ((True, True), (True, False), (False, False)):
-            constants = {**block, "SIMILARITY": some, "PARTIAL": partial, "KEPT": kept}
+            constants = {**block, "SIMILARITY": some, "BOUNDED": some, "PARTIAL": partial, "KEPT": kept}
             constants |= {} if some else {"weights_ptr": None}
             yield _configuration(of_rows.finish_kernel, accumulate, {}, constants)
     stored = [(x, x) for x in _TYPES] + [(x, torch.float32) for x in (torch.bfloat16, torch.float16)]

@@ -208,6 +208,7 @@ def focal_contrastive(
             p.groups,
             splits,
             SIMILARITY=p.variant.similarity,
+            BOUNDED=p.variant.bounded,
             PARTIAL=reduction != _NONE,
             KEPT=reduction == _BATCHMEAN,
             BLOCK=ROW_BLOCK,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from triton import next_power_of_2
 
-_SMALLEST_BOUND = 0.025  # tau: e^(-2 / tau) is a normal float32, with room for a G
+_SMALLEST_BOUND = 0.025  # tau: e^(1 / tau) and its inverse are float32, with room for a sum and for a G
 ROW_BLOCK, RANK_BLOCK = 512, 64
 
 
@@ -33,7 +33,7 @@ class Variant(NamedTuple):
     similarity: bool
     detach: bool
     power: int  # gamma: 0, 1, 2 or (3) any other
-    bounded: bool  # similarity, and no score exceeds 1/tau, which the host knows
+    bounded: bool  # similarity, and no |score| exceeds 1/tau, which the host knows
     precision: str  # of a float32 product: ieee, tf32
 
     @classmethod
@@ -70,7 +70,9 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, roomy: bool) -> 
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 4, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
-        return Tile(64, 64, min(block, 32), 2, 4, 3)
+        return Tile(64, 64, min(block, 32), 2, 8, 3)
+    if not variant.similarity:  # the numbers of a pair leave no room for more
+        return Tile(128, 32, block if block <= 128 else 64, 2, 8, 3)
     if block <= 64 or (roomy and block == 128):
         return Tile(128, 64, block, 2, 8, 3)
     if roomy and block == 256:  # rows are read once: half the traffic
@@ -90,7 +92,9 @@ def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy
         return Tile(32, 32, block, 2, 4, 2)
     if light and (roomy or block <= 128):
         return Tile(128, 64, block, 2, 8, 2)
-    return Tile(64, 32, block, 2, 8, 2)  # the numbers of a pair leave no room for more
+    if block <= 64:
+        return Tile(64, 32, block, 2, 8, 2)
+    return Tile(32, 32, block, 2, 4, 2)  # the numbers of a pair leave no room for more
 
 
 def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy: bool) -> Tile:
@@ -100,13 +104,13 @@ def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roo
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 4, 2)
     if dtype == torch.float32:
-        return Tile(64, 32, min(block, 32), 2, 4, 3)
+        return Tile(64, 32, min(block, 32), 2, 8, 3)
     if light and roomy:
         return Tile(128, 128, 64, 8, 8, 3)
-    return Tile(128, 64 if light else 32, 64, 2, 8, 3)
+    return Tile(128, 64, 64, 2, 8, 3) if light else Tile(64, 32, 64, 2, 8, 3)
 
 
 def row_tile(width: int) -> tuple[int, int, int]:
     """Rows and features of a program that normalises whole rows, and its warps."""
     block = next_power_of_2(width)
-    return max(1, 2048 // block), block, 4 if block <= 2048 else 8
+    return max(1, 2048 // block), block, min(16, max(4, block // 512))

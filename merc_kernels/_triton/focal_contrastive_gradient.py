@@ -13,12 +13,11 @@ has a = G = 0, one that is not kept z = 0: neither needs a mask. What falls to a
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, NEVER, double, scalar
+from merc_kernels._triton.focal_contrastive_rows import LN2, NEVER, double, log2_scale, scalar
 from merc_kernels._triton.focal_contrastive_tiles import (
     PER_CALL,
     dot,
     labels,
-    log2_scale,
     parts,
     place,
     probability,
@@ -61,7 +60,7 @@ def _weights(
     ell = (score - most) - log_e
     column_ell = (score - column_most) - column_log_e
     if BOUNDED:
-        e = tl.exp2(score - to_score)
+        e = tl.exp2(score)
         soft_w, soft_m = soft * e, (soft + column_soft) * e
     else:  # no candidate has s > L; what is no candidate must not overflow
         ell, column_ell = tl.minimum(ell, 0.0), tl.minimum(column_ell, 0.0)

@@ -38,6 +38,15 @@ def scalar(pointer, bits, dtype: tl.constexpr):
     return value
 
 
+@triton.jit
+def log2_scale(pointer, bits, dtype: tl.constexpr):
+    """log2(e) / tau, rounded once: an error in it is one of every score."""
+    tau = double(bits)
+    if pointer is not None:
+        tau = tl.load(pointer).to(tl.float64)
+    return (1 / tau * LOG2E).to(dtype)
+
+
 @triton.jit(do_not_specialize=["stride_lg", "rows", "first", "total", "classes", "ignore_index"])
 def pack_kernel(
     z_ptr,  # (G, T, D)
@@ -140,6 +149,7 @@ def finish_kernel(
     groups,
     splits,
     SIMILARITY: tl.constexpr,
+    BOUNDED: tl.constexpr,
     PARTIAL: tl.constexpr,
     KEPT: tl.constexpr,  # count the kept anchors, not those with a positive
     BLOCK: tl.constexpr,
@@ -169,9 +179,13 @@ def finish_kernel(
             value += part * (tl.load(place, mask=kept, other=LOWEST) - top)
         split += 1
     counts = count > 0
-    log_e = tl.log2(tl.where(counts, e, 1.0))
+    e = tl.where(counts, e, 1.0)
+    log_e = tl.log2(e)
     if SIMILARITY:
         value = (slope * log_e - value) * LN2
+    if BOUNDED:  # m was 0: it takes the whole part of log2 E
+        top = tl.floor(log_e)
+        log_e = tl.log2(e * tl.exp2(-top))
     weight = tl.where(counts, 1.0, 0.0).to(dtype)
     if weights_ptr is not None:
         weight = tl.load(weights_ptr + label, mask=counts, other=0.0)
@@ -192,7 +206,7 @@ def finish_kernel(
 
 @triton.jit(do_not_specialize=["stride_ug", "stride_un", "total"])
 def numbers_kernel(
-    numbers_ptr,  # (G, 4, T): m; log2 E; a G, with BOUNDED over E; a
+    numbers_ptr,  # (G, 4, T): m; log2 E; a G, with BOUNDED times e^-L; a
     stats_ptr,  # (G, T, 4)
     grad_ptr,  # a scalar (strides 0), or (G, N)
     divisor_ptr,
@@ -209,16 +223,17 @@ def numbers_kernel(
     n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = n < total
     place = stats_ptr + (g * total + n) * 4
+    most = tl.load(place, mask=inside, other=NEVER)
     log_e = tl.load(place + 3, mask=inside, other=0.0)
     a = tl.load(place + 2, mask=inside, other=0.0)
     counts = a != 0  # what a row that does not count is sent, a NaN too, reaches nothing
     a = tl.where(counts, a * tl.load(grad_ptr + g * stride_ug + n * stride_un, mask=counts, other=0.0), 0.0)
     a /= tl.load(divisor_ptr)
     soft = a * tl.load(place + 1, mask=inside, other=0.0)
-    if BOUNDED:  # m is 1/tau for all
-        soft *= tl.exp2(-log_e)
+    if BOUNDED:
+        soft *= tl.exp2(-most) * tl.exp2(-log_e)
     target = numbers_ptr + g * 4 * total + n
-    tl.store(target, tl.load(place, mask=inside, other=NEVER), mask=inside)
+    tl.store(target, most, mask=inside)
     tl.store(target + total, log_e, mask=inside)
     tl.store(target + 2 * total, soft, mask=inside)
     tl.store(target + 3 * total, a, mask=inside)

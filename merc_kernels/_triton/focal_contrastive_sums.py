@@ -3,7 +3,7 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
 r"""Sums over the candidates of each anchor, in Triton::
 
-    m = max s    E = sum 2^(s - m)    |P|    similarity:   H = sum_P h         Q = sum_P h (s - m)
+    m = max s (0 with BOUNDED)    E = sum 2^(s - m)    |P|    similarity:   H = sum_P h         Q = sum_P h (s - m)
                                              probability:  G = sum_P dg/dL     sum_P g
 
 Similarity takes one sweep, for neither H nor Q depends on L. Probability takes two, as h does. Which columns are
@@ -13,12 +13,11 @@ candidates is a matter of their label alone: a row that an anchor must not see i
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, LOWEST, double, merged
+from merc_kernels._triton.focal_contrastive_rows import LN2, LOWEST, double, log2_scale, merged
 from merc_kernels._triton.focal_contrastive_tiles import (
     PER_CALL,
     dot,
     labels,
-    log2_scale,
     parts,
     place,
     probability,
@@ -51,7 +50,7 @@ def _added(
     score = cosine * to_score
     if STEP != TERMS:
         if BOUNDED:
-            e = tl.exp2(score + (bias - to_score)[None, :])
+            e = tl.exp2(score + bias[None, :])
             e_sum += tl.sum(tl.where(other, e, 0.0), 1)
         else:
             seen = tl.where(other, score + bias[None, :], -float("inf"))
@@ -126,7 +125,7 @@ def pair_sums_kernel(
     row = g * rows + i
 
     zero = tl.zeros([BLOCK_N], dtype)
-    sums = (zero + (to_score if BOUNDED else LOWEST), zero, zero, zero, zero)
+    sums = (zero + (0.0 if BOUNDED else LOWEST), zero, zero, zero, zero)
     most, log_e = zero, zero
     if STEP == TERMS:
         most, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)

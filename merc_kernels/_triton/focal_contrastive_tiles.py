@@ -13,15 +13,15 @@ Rows and columns are apart: the same packed rows in a batch, any two sets of the
 rows and one of ``splits`` runs of columns, BLOCK_M at a time. Scores count in units of log 2, for 2^x is what the chip
 has: s log2(e) here, and L likewise.
 
-With unit rows and tau >= 0.025 (BOUNDED, similarity only) no score exceeds 1/tau, and e^(s - 1/tau) underflows for
-none: it needs no running maximum, and one exponential serves both rows of a pair. Where a tile's numbers would not fit
-the registers, its columns are dealt with in PARTS.
+With unit rows and tau >= 0.025 (BOUNDED, similarity only) no score exceeds 1/tau, and e^s neither over- nor underflows:
+it needs no running maximum, and one exponential serves both rows of a pair. Where a tile's numbers would not fit the
+registers, its columns are dealt with in PARTS.
 """
 
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, LOG2E, double
+from merc_kernels._triton.focal_contrastive_rows import LN2
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PER_CALL = ["rows", "row_first", "row_total", "columns", "column_first", "column_total", "first_group"]
@@ -48,15 +48,6 @@ def vectors(z_ptr, start, count, lane, width, BLOCK: tl.constexpr):
 def labels(label_ptr, n, count):
     """Labels of rows n, int32 for half the registers; -1 where no row is kept."""
     return tl.load(label_ptr + n, mask=n < count, other=-1).to(tl.int32)
-
-
-@triton.jit
-def log2_scale(pointer, bits, dtype: tl.constexpr):
-    """log2(e) / tau, rounded once: an error in it is one of every score."""
-    tau = double(bits)
-    if pointer is not None:
-        tau = tl.load(pointer).to(tl.float64)
-    return (1 / tau * LOG2E).to(dtype)
 
 
 @triton.jit

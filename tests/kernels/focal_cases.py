@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from merc_kernels import reference
 from tests.kernels import grid
@@ -96,15 +97,33 @@ def value_and_gradients(
     return {"value": value.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
+class _RoundedProducts(TorchFunctionMode):
+    """The gradient of a product is rounded to ``dtype``, scaled as far as that allows, before it is multiplied."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is Tensor.matmul and result.requires_grad:
+            result.register_hook(self._rounded)
+        return result
+
+    def _rounded(self, grad: Tensor) -> Tensor:
+        scale = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny) / 1024
+        return (grad / scale).to(self.dtype).to(grad.dtype) * scale
+
+
 def rounded_reference(dtype: torch.dtype, **options: Any) -> Tensor:
-    """The reference on unit rows rounded to ``dtype``, as a GPU keeps them; their gradient passes the rounding."""
+    """The reference where products take factors of ``dtype``: unit rows, whose gradient passes the rounding, and W."""
     if options["normalize"]:
         for name in ("embeddings", "prototypes", "ref_embeddings"):
             if options.get(name) is not None:
                 z = reference._unit(options[name])
                 options[name] = z + (z.to(dtype).to(z.dtype) - z).detach()
         options["normalize"] = False
-    return reference.focal_contrastive_loss(**options)
+    with _RoundedProducts(dtype):
+        return reference.focal_contrastive_loss(**options)
 
 
 def check(options: dict[str, Any], loss: Callable[..., Tensor], short_rows: bool = False) -> None:
