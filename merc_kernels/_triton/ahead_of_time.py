@@ -78,7 +78,7 @@ def focal_contrastive_configurations() -> Iterator[Configuration]:
     yield from _linear()
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for dtype, width in itertools.product(dtypes, (_WIDEST, 16, 32, 64, 128, 256)):
-        for variant, aligned in itertools.product(_variants(dtype), (("width",), ())):
+        for variant, aligned in itertools.product(_variants(dtype), (True, False)):
             yield from _pairs(dtype, width, variant, aligned)
 
 
@@ -92,7 +92,8 @@ def _linear() -> Iterator[Configuration]:
             constants |= {} if some else {"weights_ptr": None}
             yield _configuration(of_rows.finish_kernel, accumulate, {}, constants)
     stored = [(x, x) for x in _TYPES] + [(x, torch.float32) for x in (torch.bfloat16, torch.float16)]
-    for (dtype, packed), width, normalize in itertools.product(stored, (1, *(8 << i for i in range(11))), (False, True)):
+    widths = (1, *(8 << i for i in range(11)))
+    for (dtype, packed), width, normalize in itertools.product(stored, widths, (False, True)):
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         pointees = {"x_ptr": dtype, "z_ptr": packed, "out_ptr": dtype}
         block_n, block_d, warps = contrastive.row_tile(width)
@@ -113,14 +114,15 @@ def _variants(dtype: torch.dtype) -> Iterator[contrastive.Variant]:
             yield contrastive.Variant(similarity, detach, power, bounded, precision)
 
 
-def _pairs(
-    dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned: tuple[str, ...]
-) -> Iterator[Configuration]:
-    """The kernels of pairs for rows of ``width``, a power of 2."""
+def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned: bool) -> Iterator[Configuration]:
+    """The kernels of pairs for rows of ``width``, a power of 2, or of one less where they are not aligned."""
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     pointees = {"row_z_ptr": dtype, "column_z_ptr": dtype}
     absent: dict[str, Any] = {} if dtype == torch.float16 else {"scale_ptr": None}
     absent |= {"temperature_ptr": None} if variant.bounded else {}  # of one on the device no bound is known
+
+    less = 0 if aligned else 1
+    multiples = ("width",) if aligned else ()
 
     def sums(width: int, roomy: bool) -> dict[str, Any]:
         tile = contrastive.sums_tile(dtype, width, variant, roomy)
@@ -134,24 +136,24 @@ def _pairs(
         return options if tau else options | {"tau_ptr": None}
 
     for step in (BOTH,) if variant.similarity else (SUMS, TERMS):
-        for tile, architectures in _tiles(sums, width):
+        for tile, architectures in _tiles(sums, width - less, _WIDEST - less):
             arguments = absent | variant.constants() | tile | {"STEP": step.value}
-            yield _configuration(pair_sums_kernel, accumulate, pointees, arguments, aligned, architectures)
+            yield _configuration(pair_sums_kernel, accumulate, pointees, arguments, multiples, architectures)
     for tau in (False,) if variant.bounded else (False, True):
-        for tile, architectures in _tiles(functools.partial(gradient, tau), width):
+        for tile, architectures in _tiles(functools.partial(gradient, tau), width - less, _WIDEST - less):
             arguments = absent | variant.constants() | tile | {"SIMILARITY": variant.similarity}
             of_it = pointees | {"out_ptr": dtype if tile["MATRIX"] else accumulate}
-            yield _configuration(pair_gradient_kernel, accumulate, of_it, arguments, aligned, architectures)
+            yield _configuration(pair_gradient_kernel, accumulate, of_it, arguments, multiples, architectures)
 
 
 def _tiles(
-    options: Callable[[int, bool], dict[str, Any]], width: int
+    options: Callable[[int, bool], dict[str, Any]], width: int, widest: int
 ) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
     """The options of a launch, and the architectures it is for; none where they are those of the widest rows."""
     some, more = (options(width, roomy) for roomy in (False, True))
-    if width == _WIDEST or some != options(_WIDEST, False):
+    if width == widest or some != options(widest, False):
         yield some, _EVERY if some == more else _LESS
-    if some != more and (width == _WIDEST or more != options(_WIDEST, True)):
+    if some != more and (width == widest or more != options(widest, True)):
         yield more, _ROOMY
 
 

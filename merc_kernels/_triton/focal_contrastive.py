@@ -1,5 +1,5 @@
 # Triton ships no types, where it is installed at all:
-# mypy: disable-error-code="import-untyped,import-not-found"
+# mypy: disable-error-code="import-untyped,import-not-found,no-untyped-call"
 r"""The focal contrastive loss in Triton: the operators, made of the kernels beside this file.
 
 Forward: pack, sums over pairs (for probability a second sweep, over what L weighs), finish, reduce. Backward: the
@@ -12,7 +12,6 @@ A new number of rows compiles nothing: tiles depend on the dtype and on the widt
 programs where the rows alone would leave processors idle.
 """
 
-import math
 import struct
 from typing import Any, NamedTuple
 
@@ -412,9 +411,7 @@ def _product(matrix: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.bmm(matrix.to(dtype), z.to(dtype))
 
 
-def _unpack(
-    p: _Problem, source: _Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None
-) -> None:
+def _unpack(p: _Problem, source: _Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None) -> None:
     block_n, block_d, warps = row_tile(p.width)
     shared = source.x.dim() == 2
     unpack_kernel[_row_programs(source.rows, block_n, 1 if shared else p.groups)](

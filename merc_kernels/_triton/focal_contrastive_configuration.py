@@ -24,7 +24,8 @@ class Tile(NamedTuple):
     def options(self) -> dict[str, int]:
         """The constants and options that a kernel of pairs takes from it."""
         blocks = {"BLOCK_N": self.rows, "BLOCK_M": self.columns, "BLOCK_D": self.width, "PARTS": self.parts}
-        return blocks | {"num_warps": self.warps, "num_stages": self.stages}
+        # ptxas, left alone, spills a few registers to have more programs at once
+        return blocks | {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
 
 
 class Variant(NamedTuple):
@@ -64,22 +65,25 @@ def _block(width: int) -> int:
     return max(16, size)
 
 
+def _aligned(width: int) -> bool:
+    """Whether Triton takes rows to start at multiples of 16 bytes: others come through registers."""
+    return width % 16 == 0
+
+
 def sums_tile(dtype: torch.dtype, width: int, variant: Variant, roomy: bool) -> Tile:
     """Tile of `pair_sums_kernel`; ``roomy``: a program finds 227 KB of shared memory (sm_90, sm_100)."""
     block = _block(width)
     if dtype == torch.float64:
-        return Tile(32, 32, min(block, 32), 2, 4, 2)
+        return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
         return Tile(64, 64, min(block, 32), 2, 8, 3)
-    if not variant.similarity:  # the numbers of a pair leave no room for more
-        return Tile(128, 32, block if block <= 128 else 64, 2, 8, 3)
-    if block <= 64 or (roomy and block == 128):
-        return Tile(128, 64, block, 2, 8, 3)
-    if roomy and block == 256:  # rows are read once: half the traffic
-        return Tile(128, 128, block, 8, 8, 2)
-    if roomy:  # a byte read does for 64 operations
-        return Tile(128, 128, 32, 8, 8, 4)
-    return Tile(128, 64, 64, 2, 8, 3)
+    if variant.similarity and (block <= 64 or (roomy and block <= 256)):
+        return Tile(128, 64, block, 2, 8, 3 if block <= 128 else 2)
+    if block <= 128:
+        return Tile(128, 32, block, 2, 8, 3)
+    if variant.similarity and roomy and _aligned(width):
+        return Tile(128, 64, 64, 4, 8, 3)
+    return Tile(128 if _aligned(width) else 64, 32, 64, 2, 8, 3)  # the numbers of a pair leave no room for more
 
 
 def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy: bool) -> Tile | None:
@@ -90,7 +94,7 @@ def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy
         return None
     if dtype == torch.float32:
         return Tile(32, 32, block, 2, 4, 2)
-    if light and (roomy or block <= 128):
+    if light and (block <= 128 or (roomy and _aligned(width))):
         return Tile(128, 64, block, 2, 8, 2)
     if block <= 64:
         return Tile(64, 32, block, 2, 8, 2)
@@ -102,12 +106,10 @@ def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roo
     block = _block(width)
     light = variant.similarity and variant.detach and variant.bounded and not tau
     if dtype == torch.float64:
-        return Tile(32, 32, min(block, 32), 2, 4, 2)
+        return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:
         return Tile(64, 32, min(block, 32), 2, 8, 3)
-    if light and roomy:
-        return Tile(128, 128, 64, 8, 8, 3)
-    return Tile(128, 64, 64, 2, 8, 3) if light else Tile(64, 32, 64, 2, 8, 3)
+    return Tile(128, 64, 64, 4, 8, 3) if light and (roomy or _aligned(width)) else Tile(64, 32, 64, 2, 8, 3)
 
 
 def row_tile(width: int) -> tuple[int, int, int]:

@@ -1,13 +1,16 @@
-# ruff: noqa: N803 - compile-time parameters are upper case, as everywhere in Triton
+# ruff: noqa: N803, N806 - compile-time parameters are upper case, as everywhere in Triton
 # A kernel's parameters have no Python types, and Triton ships none (where it is installed at all):
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
-r"""The gradient of the focal contrastive loss by its unit rows, and by the temperature, in Triton::
+r"""The gradient of the focal contrastive loss by its unit rows, and by the temperature, in Triton.
+
+::
 
     W_ij = a_i ([j in P(i)] dg/ds(s_ij, L_i) + e^(s_ij - L_i) G_i)        G_i = sum_P dg/dL
     dZ = (W + W') Z / tau       dtau = -sum W_ij s_ij / tau, where W leaves out h' of similarity
 
-A program owns its rows: both W_ij and W_ji are formed for them, from m, log2 E, G and a of either row. A row that is no anchor
-has a = G = 0, one that is not kept z = 0: neither needs a mask. What falls to a row that is not kept is never read.
+A program owns its rows: both W_ij and W_ji are formed for them, from m, log2 E, G and a of either row. A row that is no
+anchor has a = G = 0, one that is not kept z = 0: neither needs a mask. What falls to a row that is not kept is never
+read.
 """
 
 import triton
@@ -171,16 +174,14 @@ def pair_gradient_kernel(
             other = (i + row_first)[:, None] != (j + column_first)[None, :]
             column = _numbers(column_numbers_ptr, j, columns, column_total, 0)
             some = cosines[part]
-            m, w = _weights(
-                some, alike, other, row, column, to_score, tau, power, SIMILARITY, DETACH, POWER, BOUNDED
-            )
+            m, w = _weights(some, alike, other, row, column, to_score, tau, power, SIMILARITY, DETACH, POWER, BOUNDED)
             if tau_ptr is not None:
                 dtau += tl.sum(w * some, 1)
             m = (m * scale).to(row_z_ptr.dtype.element_ty)
             if MATRIX and out_ptr is not None:
                 target = out_ptr + ((group * rows + i) * columns)[:, None] + j[None, :]
                 tl.store(target, m, mask=(i < rows)[:, None] & (j < columns)[None, :])
-            ms += (m,)
+            ms += (m,)  # type: ignore[assignment]
         if not MATRIX and out_ptr is not None:
             dz = dot(whole(ms, PARTS), column_z, dz, PRECISION)
 

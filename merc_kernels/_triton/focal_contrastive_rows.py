@@ -217,7 +217,6 @@ def numbers_kernel(
     BLOCK: tl.constexpr,
 ):
     """What the gradient's pairs read of BLOCK rows."""
-    dtype: tl.constexpr = stats_ptr.dtype.element_ty
     blocks = tl.cdiv(total, BLOCK)
     g = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]

@@ -1,10 +1,13 @@
-# ruff: noqa: N803 - compile-time parameters are upper case, as everywhere in Triton
+# ruff: noqa: N803, N806 - compile-time parameters are upper case, as everywhere in Triton
 # A kernel's parameters have no Python types, and Triton ships none (where it is installed at all):
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
-r"""Sums over the candidates of each anchor, in Triton::
+r"""Sums over the candidates of each anchor, in Triton.
 
-    m = max s (0 with BOUNDED)    E = sum 2^(s - m)    |P|    similarity:   H = sum_P h         Q = sum_P h (s - m)
-                                             probability:  G = sum_P dg/dL     sum_P g
+::
+
+    m = max s, or 0 with BOUNDED    E = sum 2^(s - m)    |P|
+    similarity:   H = sum_P h       Q = sum_P h (s - m)
+    probability:  G = sum_P dg/dL   sum_P g
 
 Similarity takes one sweep, for neither H nor Q depends on L. Probability takes two, as h does. Which columns are
 candidates is a matter of their label alone: a row that an anchor must not see is not handed in.

@@ -1,4 +1,4 @@
-# ruff: noqa: N803 - compile-time parameters are upper case, as everywhere in Triton
+# ruff: noqa: N803, RET505 - compile-time parameters are upper case, as everywhere in Triton; its branches need `else`
 # A kernel's parameters have no Python types, and Triton ships none (where it is installed at all):
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
 r"""A tile of pairs of rows, in Triton: what both sweeps over pairs share.
@@ -6,16 +6,16 @@ r"""A tile of pairs of rows, in Triton: what both sweeps over pairs share.
 A positive pair adds g(s, L), with l = s - L, and its derivatives are those of csrc/focal.h::
 
     g(s, L) = -h l      h = base^gamma,  base = (1 - z.z') / 2  or  1 - e^l,  clamped to [floor, 1]
-    dg/ds = -h - h' l   h' = -(gamma tau / 2) base^(gamma - 1)  or  -gamma e^l base^(gamma - 1), or 0 (detached, clamped)
+    dg/ds = -h - h' l   h' = -(gamma tau / 2) base^(gamma - 1)  or  -gamma e^l base^(gamma - 1); 0: detached, clamped
     dg/dL = h (similarity) or -dg/ds (probability)
 
 Rows and columns are apart: the same packed rows in a batch, any two sets of them elsewhere. A program owns BLOCK_N
 rows and one of ``splits`` runs of columns, BLOCK_M at a time. Scores count in units of log 2, for 2^x is what the chip
 has: s log2(e) here, and L likewise.
 
-With unit rows and tau >= 0.025 (BOUNDED, similarity only) no score exceeds 1/tau, and e^s neither over- nor underflows:
-it needs no running maximum, and one exponential serves both rows of a pair. Where a tile's numbers would not fit the
-registers, its columns are dealt with in PARTS.
+With unit rows and tau >= 0.025 (BOUNDED, similarity only) no score exceeds 1/tau, and e^s neither over- nor
+underflows: it needs no running maximum, and one exponential serves both rows of a pair. Where a tile's numbers would
+not fit the registers, its columns are dealt with in PARTS.
 """
 
 import triton
@@ -106,7 +106,7 @@ def whole(x, PARTS: tl.constexpr):
 
 @triton.jit
 def raised(base, gamma, POWER: tl.constexpr):
-    """h = base^gamma and gamma base^(gamma - 1), 0 where clamped; POWER: gamma is 0, 1, 2 or (3) any other."""
+    """Factor h = base^gamma and gamma base^(gamma - 1), 0 where clamped; POWER: gamma is 0, 1, 2 or (3) any other."""
     floor: tl.constexpr = 1.1102230246251565e-16 if base.dtype == tl.float64 else 5.9604644775390625e-08
     low, high = base < floor, base > 1
     clamped = tl.where(low, floor, tl.where(high, 1.0, base))  # a NaN stays one
@@ -124,7 +124,7 @@ def raised(base, gamma, POWER: tl.constexpr):
 
 @triton.jit
 def probability(ell, p, gamma, DETACH: tl.constexpr, POWER: tl.constexpr):
-    """h and dg/ds of l = s - L <= 0, with p = 2^l."""
+    """Factor h and dg/ds of l = s - L <= 0, with p = 2^l."""
     natural = ell * LN2
     series = tl.full(ell.shape, 1.0, ell.dtype)  # 1 - e^l without cancellation
     terms: tl.constexpr = 16 if ell.dtype == tl.float64 else 8
