@@ -83,7 +83,7 @@ def focal_contrastive_configurations() -> Iterator[Configuration]:
 
 
 def _linear() -> Iterator[Configuration]:
-    """The kernels that take a row at a time."""
+    """The kernels that take a row at a time, of up to 4096 features."""
     for accumulate, some in itertools.product((torch.float64, torch.float32), (False, True)):
         block: dict[str, Any] = {"BLOCK": contrastive.ROW_BLOCK}
         yield _configuration(of_rows.numbers_kernel, accumulate, {}, {**block, "BOUNDED": some})
@@ -92,7 +92,7 @@ def _linear() -> Iterator[Configuration]:
             constants |= {} if some else {"weights_ptr": None}
             yield _configuration(of_rows.finish_kernel, accumulate, {}, constants)
     stored = [(x, x) for x in _TYPES] + [(x, torch.float32) for x in (torch.bfloat16, torch.float16)]
-    widths = (1, *(8 << i for i in range(11)))
+    widths = (1, *(8 << i for i in range(10)))
     for (dtype, packed), width, normalize in itertools.product(stored, widths, (False, True)):
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         pointees = {"x_ptr": dtype, "z_ptr": packed, "out_ptr": dtype}

@@ -90,14 +90,11 @@ def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy
     """Tile of `pair_gradient_kernel` for rows that stay in registers with their gradient; None for wider ones."""
     block = _block(width)
     light = variant.similarity and variant.detach and variant.bounded and not tau
-    if dtype == torch.float64 or block > (256 if dtype.itemsize == 2 else 64):
+    widest = 64 if dtype == torch.float32 else 256 if _aligned(width) else 128
+    if dtype == torch.float64 or block > widest:
         return None
-    if dtype == torch.float32:
-        return Tile(32, 32, block, 2, 4, 2)
-    if light and (block <= 128 or (roomy and _aligned(width))):
+    if dtype != torch.float32 and light and (block <= 128 or roomy):
         return Tile(128, 64, block, 2, 8, 2)
-    if block <= 64:
-        return Tile(64, 32, block, 2, 8, 2)
     return Tile(32, 32, block, 2, 4, 2)  # the numbers of a pair leave no room for more
 
 

@@ -269,7 +269,7 @@ def unpack_kernel(
     inside = (n < rows)[:, None] & (lane < width)[None, :]
     start = group.to(tl.int64)
     stop = groups if SHARED else group + 1
-    x = tl.load(x_ptr + (start * stride_xg + n * stride_xn)[:, None] + lane[None, :], mask=inside, other=0.0).to(dtype)
+    x_ptr += (start * stride_xg + n * stride_xn)[:, None] + lane[None, :]
     total_grad = tl.zeros([BLOCK_N, BLOCK_D], dtype)
     while group < stop:
         norm = tl.load(norms_ptr + group.to(tl.int64) * total + first + n, mask=n < rows, other=0.0)[:, None]
@@ -281,7 +281,7 @@ def unpack_kernel(
             dz += tl.load(dz_ptr + (row * width)[:, None] + lane[None, :], mask=kept, other=0.0)
             split += 1
         if NORMALIZE:
-            z = tl.where(kept, x * norm, 0.0)
+            z = tl.load(x_ptr, mask=kept, other=0.0).to(dtype) * norm
             dz = (dz - tl.sum(z * dz, 1)[:, None] * z) * norm
         total_grad += tl.where(kept, dz, 0.0)
         group += 1
