@@ -76,7 +76,7 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, roomy: bool) -> 
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
-        return Tile(64, 64, min(block, 32), 2, 8, 3)
+        return Tile(64, 64 if _aligned(width) else 32, min(block, 32), 2, 8, 3)
     if variant.similarity and (block <= 64 or (roomy and block <= 256)):
         return Tile(128, 64, block, 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
