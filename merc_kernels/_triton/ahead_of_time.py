@@ -96,14 +96,12 @@ def _linear() -> Iterator[Configuration]:
     for (dtype, packed), width, normalize in itertools.product(stored, widths, (False, True)):
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         pointees = {"x_ptr": dtype, "z_ptr": packed, "out_ptr": dtype}
-        block_n, block_d, warps = contrastive.row_tile(width)
         for aligned, some in itertools.product((("stride_xg", "stride_xn", "width"), ()), (False, True)):
-            constants = {"NORMALIZE": normalize, "SHARED": some, "BLOCK_N": block_n, "BLOCK_D": block_d}
-            constants |= {"num_warps": warps}
-            constants |= {} if packed == torch.float16 else {"scale_ptr": None}
-            constants |= {} if some else {"labels_ptr": None, "temperature_ptr": None}
+            arguments: dict[str, Any] = {**contrastive.row_tile(width)} | {"NORMALIZE": normalize, "SHARED": some}
+            arguments |= {} if packed == torch.float16 else {"scale_ptr": None}
+            arguments |= {} if some else {"labels_ptr": None, "temperature_ptr": None}
             for kernel in (of_rows.pack_kernel, of_rows.unpack_kernel):
-                yield _configuration(kernel, accumulate, pointees, constants, aligned)
+                yield _configuration(kernel, accumulate, pointees, arguments, aligned)
 
 
 def _variants(dtype: torch.dtype) -> Iterator[contrastive.Variant]:

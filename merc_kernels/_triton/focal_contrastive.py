@@ -167,10 +167,10 @@ def focal_contrastive(
 
     names = index if classes >= 0 else torch.empty_like(index)
     with torch.cuda.device_of(z):
-        block_n, block_d, warps = row_tile(p.width)
+        tile = row_tile(p.width)
         for source in p.sources:
             if source is not None and source.rows > 0:
-                pack_kernel[_row_programs(source.rows, block_n, p.groups)](
+                pack_kernel[_row_programs(source.rows, tile["BLOCK_N"], p.groups)](
                     z,
                     norms,
                     names,
@@ -185,9 +185,7 @@ def focal_contrastive(
                     classes,
                     ignore_index,
                     NORMALIZE=normalize,
-                    BLOCK_N=block_n,
-                    BLOCK_D=block_d,
-                    num_warps=warps,
+                    **tile,
                 )
         if classes < 0:
             rank_kernel[_row_programs(p.total, RANK_BLOCK, p.groups)](
@@ -412,9 +410,9 @@ def _product(matrix: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _unpack(p: _Problem, source: _Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None) -> None:
-    block_n, block_d, warps = row_tile(p.width)
+    tile = row_tile(p.width)
     shared = source.x.dim() == 2
-    unpack_kernel[_row_programs(source.rows, block_n, 1 if shared else p.groups)](
+    unpack_kernel[_row_programs(source.rows, tile["BLOCK_N"], 1 if shared else p.groups)](
         result,
         dz,
         source.x,
@@ -431,7 +429,5 @@ def _unpack(p: _Problem, source: _Source, result: Tensor, dz: Tensor, norms: Ten
         p.bits[0],
         SHARED=shared,
         NORMALIZE=p.normalize,
-        BLOCK_N=block_n,
-        BLOCK_D=block_d,
-        num_warps=warps,
+        **tile,
     )

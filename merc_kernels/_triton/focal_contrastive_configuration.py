@@ -76,7 +76,7 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, roomy: bool) -> 
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
-        return Tile(64, 64 if _aligned(width) else 32, min(block, 32), 2, 8, 3)
+        return Tile(64, 64, min(block, 32), 2, 8, 3) if _aligned(width) else Tile(64, 32, 16, 2, 8, 3)
     if variant.similarity and (block <= 64 or (roomy and block <= 256)):
         return Tile(128, 64, block, 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
@@ -109,7 +109,13 @@ def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roo
     return Tile(128, 64, 64, 4, 8, 3) if light and (roomy or _aligned(width)) else Tile(64, 32, 64, 2, 8, 3)
 
 
-def row_tile(width: int) -> tuple[int, int, int]:
-    """Rows and features of a program that normalises whole rows, and its warps."""
+def row_tile(width: int) -> dict[str, int]:
+    """Constants and options of a kernel that normalises whole rows."""
     block = next_power_of_2(width)
-    return max(1, 2048 // block), block, min(16, max(4, block // 512))
+    warps = min(16, max(4, block // 512))
+    return {
+        "BLOCK_N": max(1, 2048 // block),
+        "BLOCK_D": block,
+        "num_warps": warps,
+        "maxnreg": min(255, 2048 // warps),
+    }
