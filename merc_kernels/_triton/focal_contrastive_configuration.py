@@ -77,7 +77,8 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, roomy: bool) -> 
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
         return Tile(64, 64, min(block, 32), 2, 8, 3) if _aligned(width) else Tile(64, 32, 16, 2, 8, 3)
-    if variant.similarity and (block <= 64 or (roomy and block <= 256)):
+    widest = 64 if not roomy else 256 if _aligned(width) else 128
+    if variant.similarity and block <= widest:
         return Tile(128, 64, block, 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
         return Tile(128, 32, block, 2, 8, 3)
