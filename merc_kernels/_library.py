@@ -21,7 +21,7 @@ except ImportError as error:
 _ON = "on"
 _BACKENDS = ("cpu", "cuda", "triton", "torch", "reference")
 _OPERATORS = {
-    "focal_contrastive": ("cpu", "cuda", "torch", "reference"),
+    "focal_contrastive": ("cpu", "cuda", "triton", "torch", "reference"),
     "kd_divergence": ("cpu", "cuda", "triton", "torch", "reference"),
 }
 _MATRIX = 1 << 26  # elements of the matrix of similarities from which on memory matters more than launches

@@ -1,6 +1,6 @@
-"""The operators ``merc::focal_contrastive`` (C++: cpu, cuda) and ``merc::focal_contrastive_torch``, with autograd.
+"""The operators ``merc::focal_contrastive`` (C++: cpu, cuda), ``_torch`` and ``_triton``, with autograd.
 
-Both have the schema of csrc/library.cpp. The forward pass keeps the unit rows and four numbers of each, from which the
+All have the schema of csrc/library.cpp. The forward pass keeps the unit rows and four numbers of each, from which the
 backward pass recomputes the matrix tile by tile. Where one scalar is wanted of a small batch on the CPU, both passes
 run at once and nothing is recomputed: ``merc::focal_contrastive_with_gradients``.
 """
@@ -124,15 +124,15 @@ def _refuse_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """A second derivative needs nothing saved: it raises."""
 
 
-def _register(name: str, short_rows: str | None) -> _Operator:
+def _register(name: str, short_rows: tuple[str, ...]) -> _Operator:
     """Fake and autograd of the operators ``merc::name`` and ``merc::name_backward``.
 
-    ``short_rows``: the device where unit rows of 16-bit vectors are kept in 16 bits, for its matrix units.
+    ``short_rows``: the devices where unit rows of 16-bit vectors are kept in 16 bits, for their matrix units.
     """
     operator = _Operator(getattr(torch.ops.merc, name).default, getattr(torch.ops.merc, f"{name}_backward").default)
 
     def fake(embeddings: Tensor, *others: Any) -> tuple[Tensor, ...]:
-        return _fake(embeddings, *others, short_rows=embeddings.device.type == short_rows)
+        return _fake(embeddings, *others, short_rows=embeddings.device.type in short_rows)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _keep(ctx, inputs, output)
@@ -226,23 +226,37 @@ def _function_of_small_batches() -> Any:
 
 
 _calls: dict[str, tuple[Any, Any]] = {}  # backend -> in eager mode, in a trace
+_libraries: list[Any] = []  # a Library that is collected takes its operators along
 
 if _library.build() is not None:
-    _operator = _register("focal_contrastive", short_rows="cuda")
+    _operator = _register("focal_contrastive", short_rows=("cuda",))
     _calls["cpu"] = _calls["cuda"] = (_function(_operator), _operator.forward)
     torch.library.register_fake("merc::focal_contrastive_with_gradients", _fake_with_gradients)
     _of_small_batches = _function_of_small_batches()
 
 
-_library_of_torch: Any = torch.library.Library("merc", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library_of_torch.define("focal_contrastive_torch" + _FORWARD)
-_library_of_torch.define("focal_contrastive_torch_backward" + _BACKWARD)
-_library_of_torch.impl("focal_contrastive_torch", chunked.focal_contrastive, "CompositeExplicitAutograd")
-_library_of_torch.impl(
-    "focal_contrastive_torch_backward", chunked.focal_contrastive_backward, "CompositeExplicitAutograd"
-)
-_operator = _register("focal_contrastive_torch", short_rows=None)
-_calls["torch"] = (_function(_operator), _operator.forward)
+def _define(backend: str, kernels: Any, short_rows: tuple[str, ...]) -> None:
+    """The operators of a backend in Python."""
+    name = f"focal_contrastive_{backend}"
+    library: Any = torch.library.Library("merc", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define(name + _FORWARD)
+    library.define(f"{name}_backward{_BACKWARD}")
+    library.impl(name, kernels.focal_contrastive, "CompositeExplicitAutograd")
+    library.impl(f"{name}_backward", kernels.focal_contrastive_backward, "CompositeExplicitAutograd")
+    _libraries.append(library)
+    operator = _register(name, short_rows)
+    _calls[backend] = (_function(operator), operator.forward)
+
+
+_define("torch", chunked, short_rows=())
+
+
+def _call(backend: str) -> tuple[Any, Any]:
+    if backend == "triton" and "triton" not in _calls:
+        from merc_kernels._triton import focal_contrastive as kernels
+
+        _define("triton", kernels, short_rows=("cuda", "cpu"))  # the interpreter computes what a GPU would
+    return _calls[backend]
 
 
 @_checks.remembered
@@ -316,7 +330,7 @@ def focal_contrastive(
     weights = None if class_weights is None else class_weights.detach().to(dtype)
     temperature_tensor = None if temperature_tensor is None else temperature_tensor.to(dtype)
     vectors = (embeddings, prototypes, ref_embeddings)
-    in_eager_mode, in_a_trace = _calls[backend]
+    in_eager_mode, in_a_trace = _call(backend)
     loss: Tensor
     if _checks.eager(*floating):
         if backend == "cpu" and reduction != "none" and _is_small(*vectors) and _wants_gradients(*floating):

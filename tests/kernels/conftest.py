@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 TORCH = Path(torch.__file__).parent
@@ -59,3 +60,45 @@ def on_host(tmp_path_factory):
 def _run(command: list[str]) -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture
+def _rounded(monkeypatch):
+    """The interpreter rounds as a GPU does.
+
+    It cuts float32 to bfloat16, where a GPU rounds to the nearest; and how it rounds a product of float32 depends on
+    the shape of the tile, where on a GPU each element is a chain of fused multiplications and additions.
+    """
+    numpy = pytest.importorskip("numpy")
+    triton = pytest.importorskip("triton")
+    convert = triton.runtime.interpreter._convert_float
+    builder = triton.runtime.interpreter.InterpreterBuilder
+    product = builder.create_dot
+
+    def rounded(values, source, target, rounding_mode):
+        if (source, target) != (triton.language.float32, triton.language.bfloat16):
+            return convert(values, source, target, rounding_mode)
+        return torch.from_numpy(values.copy()).bfloat16().view(torch.uint16).numpy()
+
+    def chained(self, a, b, total, *options):
+        if total.dtype.scalar != triton.language.float32:
+            return product(self, a, b, total, *options)
+        sums = numpy.broadcast_to(total.data, (a.data.shape[0], b.data.shape[1]))
+        for column, row in zip(a.data.T.astype(float), b.data.astype(float), strict=True):
+            sums = (sums + numpy.multiply.outer(column, row)).astype(numpy.float32)
+        return triton.runtime.interpreter.TensorHandle(sums, total.dtype.scalar)
+
+    monkeypatch.setattr(triton.runtime.interpreter, "_convert_float", rounded)
+    monkeypatch.setattr(builder, "create_dot", chained)
+
+
+@pytest.fixture
+def _poisoned(monkeypatch):
+    """Fresh memory holds NaN, and numbers beyond every label."""
+    new_empty = Tensor.new_empty
+
+    def poisoned(self, *args, **kwargs):
+        fresh = new_empty(self, *args, **kwargs)
+        return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << 40)
+
+    monkeypatch.setattr(Tensor, "new_empty", poisoned)

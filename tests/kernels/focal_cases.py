@@ -1,10 +1,12 @@
 """Cases of the focal contrastive loss in every dtype, and their comparison with the float64 reference."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from merc_kernels import reference
 from tests.kernels import grid
@@ -95,13 +97,45 @@ def value_and_gradients(
     return {"value": value.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
-def check(options: dict[str, Any], loss: Callable[..., Tensor]) -> None:
-    """Value and gradients by the accuracy rule."""
+class _RoundedProducts(TorchFunctionMode):
+    """The gradient of a product is rounded to ``dtype``, scaled as far as that allows, before it is multiplied."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is Tensor.matmul and result.requires_grad:
+            result.register_hook(self._rounded)
+        return result
+
+    def _rounded(self, grad: Tensor) -> Tensor:
+        scale = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny) / 1024
+        return (grad / scale).to(self.dtype).to(grad.dtype) * scale
+
+
+def rounded_reference(dtype: torch.dtype, **options: Any) -> Tensor:
+    """The reference where products take factors of ``dtype``: unit rows, whose gradient passes the rounding, and W."""
+    if options["normalize"]:
+        for name in ("embeddings", "prototypes", "ref_embeddings"):
+            if options.get(name) is not None:
+                z = reference._unit(options[name])
+                options[name] = z + (z.to(dtype).to(z.dtype) - z).detach()
+        options["normalize"] = False
+    with _RoundedProducts(dtype):
+        return reference.focal_contrastive_loss(**options)
+
+
+def check(options: dict[str, Any], loss: Callable[..., Tensor], short_rows: bool = False) -> None:
+    """Value and gradients by the accuracy rule; ``short_rows``: 16-bit vectors have unit rows of 16 bits."""
     dtype = options["embeddings"].dtype
     scale = SCALE.get(dtype, 1.0)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     ours = value_and_gradients(loss, options, scale)
-    plain = value_and_gradients(reference.focal_contrastive_loss, options, scale, compute)
+    eager = reference.focal_contrastive_loss
+    if short_rows and dtype.itemsize == 2:
+        eager = functools.partial(rounded_reference, dtype)
+    plain = value_and_gradients(eager, {"normalize": True, **options}, scale, compute)
     truth = value_and_gradients(reference.focal_contrastive_loss, options, scale, torch.float64)
     for name, exact in truth.items():
         assert_accurate(ours[name], plain[name], exact, name)

@@ -71,31 +71,6 @@ def kernels(_rounded, _poisoned):
     return kd_divergence
 
 
-@pytest.fixture
-def _rounded(monkeypatch):
-    """The interpreter cuts float32 to bfloat16, where a GPU rounds to the nearest."""
-    convert = triton.runtime.interpreter._convert_float
-
-    def rounded(values, source, target, rounding_mode):
-        if (source, target) != (triton.language.float32, triton.language.bfloat16):
-            return convert(values, source, target, rounding_mode)
-        return torch.from_numpy(values.copy()).bfloat16().view(torch.uint16).numpy()
-
-    monkeypatch.setattr(triton.runtime.interpreter, "_convert_float", rounded)
-
-
-@pytest.fixture
-def _poisoned(monkeypatch):
-    """Fresh memory holds NaN."""
-    new_empty = Tensor.new_empty
-
-    def poisoned(self, *args, **kwargs):
-        fresh = new_empty(self, *args, **kwargs)
-        return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
-
-
 def run(kernels, student, teacher, options: dict[str, Any], wanted=(True, True), upstream=None) -> list[Tensor]:
     """Value, student's and teacher's gradient (empty where not wanted)."""
     o = DEFAULTS | options

@@ -1,0 +1,433 @@
+# Triton ships no types, where it is installed at all:
+# mypy: disable-error-code="import-untyped,import-not-found,no-untyped-call"
+r"""The focal contrastive loss in Triton: the operators, made of the kernels beside this file.
+
+Forward: pack, sums over pairs (for probability a second sweep, over what L weighs), finish, reduce. Backward: the
+numbers of a row, and then for each wanted source its gradient from all columns, and unpack. Narrow rows stay in
+registers with their gradient (`held_tile`). Wider ones have W + W' written strip by strip, and the vendor's matrix
+product multiplies it by Z: the scores are then computed once, whatever the width.
+
+A float32 product is what torch.matmul would make of it: tf32 where torch.backends.cuda.matmul allows it, else IEEE.
+A new number of rows compiles nothing: tiles depend on the dtype and on the width alone. Columns are split among more
+programs where the rows alone would leave processors idle.
+"""
+
+import struct
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from merc_kernels._triton.focal_contrastive_configuration import (
+    RANK_BLOCK,
+    ROW_BLOCK,
+    Tile,
+    Variant,
+    held_tile,
+    matrix_tile,
+    row_tile,
+    sums_tile,
+)
+from merc_kernels._triton.focal_contrastive_gradient import pair_gradient_kernel
+from merc_kernels._triton.focal_contrastive_rows import (
+    finish_kernel,
+    numbers_kernel,
+    pack_kernel,
+    rank_kernel,
+    unpack_kernel,
+)
+from merc_kernels._triton.focal_contrastive_sums import BOTH, SUMS, TERMS, pair_sums_kernel
+from merc_kernels._triton.kd_divergence import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+
+_SIMILARITY = 0
+_NONE, _MEAN, _BATCHMEAN = 0, 2, 3
+_MOST_SPLITS = 16
+_STRIP_BYTES = 1 << 28  # of W + W' at a time: thousands of rows, to fill the chip with one matrix product
+_FLOAT16_TOP = 1024.0  # largest a (1 + G) in float16: a 32nd of what it holds, and 2^-34 of it is not yet 0
+
+
+def _bits(value: float) -> int:
+    bits: int = struct.unpack("q", struct.pack("d", value))[0]
+    return bits
+
+
+def _length(count: int, device: torch.device) -> Any:
+    """A loop's length: the interpreter takes no range of a run-time length with numpy 2.4."""
+    return triton.language.constexpr(count) if device.type == "cpu" else count
+
+
+def _roomy(device: torch.device) -> bool:
+    """Whether a program finds 227 KB of shared memory: sm_90 and sm_100."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def _splits(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
+    """Runs of columns and tiles a run, so that ``programs`` row blocks fill the chip ``waves`` times."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    tiles = triton.cdiv(columns, tile.columns)
+    wanted = min(triton.cdiv(waves * processors, max(1, programs)), _MOST_SPLITS, tiles)
+    a_run = triton.cdiv(tiles, max(1, wanted))
+    return triton.cdiv(tiles, max(1, a_run)), a_run
+
+
+class _Source(NamedTuple):
+    """Rows that were packed together: embeddings, prototypes or refs."""
+
+    x: Tensor
+    labels: Tensor | None
+    first: int
+
+    @property
+    def rows(self) -> int:
+        return self.x.shape[-2]
+
+    def strides(self) -> tuple[int, int]:
+        return (self.x.stride(0) if self.x.dim() == 3 else 0), self.x.stride(-2)
+
+
+class _Problem:
+    """What both passes know of a call."""
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, Tensor | None, Tensor | None],
+        labels: tuple[Tensor | None, Tensor | None],
+        temperature_tensor: Tensor | None,
+        options: tuple[float, float, int, bool, bool, bool, bool],
+    ) -> None:
+        temperature, gamma, focal, detach, prototype_anchors, self.ref_only, self.normalize = options
+        embeddings, prototypes, _ = tensors
+        self.device = embeddings.device
+        self.groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
+        self.rows, self.width = embeddings.shape[-2:]
+        self.sources: list[_Source | None] = []
+        self.total = 0
+        for x, names in zip(tensors, (labels[0], None, labels[1]), strict=True):
+            if x is None:
+                self.sources.append(None)
+                continue
+            x = x if x.stride(-1) == 1 else x.contiguous()
+            self.sources.append(_Source(x, None if names is None else names.contiguous(), self.total))
+            self.total += x.shape[-2]
+        self.anchors = self.rows
+        if prototypes is not None and prototype_anchors:
+            self.anchors += prototypes.shape[-2]
+        self.first_candidate = self.rows if self.ref_only else 0
+        dtypes = {x.dtype for x in tensors if x is not None}
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        self.packed_dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
+        self.temperature_tensor = temperature_tensor
+        self.bits = _bits(temperature), _bits(gamma)
+        known = temperature if temperature_tensor is None else None
+        self.variant = Variant.of(focal == _SIMILARITY, detach, gamma, self.normalize, known)
+        self.roomy = _roomy(self.device)
+
+
+def _row_programs(rows: int, block: int, groups: int) -> tuple[int]:
+    return (groups * triton.cdiv(rows, block),)
+
+
+def focal_contrastive(
+    embeddings: Tensor,
+    labels: Tensor,
+    prototypes: Tensor | None,
+    refs: Tensor | None,
+    ref_labels: Tensor | None,
+    class_weights: Tensor | None,
+    temperature_tensor: Tensor | None,
+    temperature: float,
+    gamma: float,
+    focal: int,
+    detach_focal: bool,
+    prototype_anchors: bool,
+    ref_only: bool,
+    normalize: bool,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator ``merc::focal_contrastive`` of csrc/library.cpp.
+
+    Returns: loss; divisor; z (G, T, D); norms (G, T); stats (G, T, 4); index (G, T), labels of the packed rows that
+        fit 32 bits, -1 where they are not kept.
+    """
+    options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
+    p = _Problem((embeddings, prototypes, refs), (labels, ref_labels), temperature_tensor, options)
+    z = embeddings.new_empty((p.groups, p.total, p.width), dtype=p.packed_dtype)
+    norms = z.new_empty((p.groups, p.total), dtype=p.dtype)
+    index = labels.new_empty((p.groups, p.total))
+    stats = z.new_empty((p.groups, p.total, 4), dtype=p.dtype)
+    loss = z.new_empty(embeddings.shape[:-1] if reduction == _NONE else (), dtype=p.dtype)
+    divisor = z.new_ones((), dtype=p.dtype)
+    if p.groups * p.total == 0:
+        return loss.zero_(), divisor, z, norms, stats, index
+    classes = -1
+    for known in (prototypes, None if class_weights is None else class_weights[:, None]):
+        classes = classes if known is None else known.shape[-2]
+
+    names = index if classes >= 0 else torch.empty_like(index)
+    with torch.cuda.device_of(z):
+        tile = row_tile(p.width)
+        for source in p.sources:
+            if source is not None and source.rows > 0:
+                pack_kernel[_row_programs(source.rows, tile["BLOCK_N"], p.groups)](
+                    z,
+                    norms,
+                    names,
+                    source.x,
+                    source.labels,
+                    *source.strides(),
+                    source.rows if source.labels is not None and source.labels.dim() == 2 else 0,
+                    source.rows,
+                    source.first,
+                    p.total,
+                    p.width,
+                    classes,
+                    ignore_index,
+                    NORMALIZE=normalize,
+                    **tile,
+                )
+        if classes < 0:
+            rank_kernel[_row_programs(p.total, RANK_BLOCK, p.groups)](
+                index, names, p.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK
+            )
+        partial, splits = _sums(p, z, index)
+        programs = _row_programs(p.total, ROW_BLOCK, p.groups)
+        parts = loss if reduction == _NONE else z.new_empty((2, *programs), dtype=p.dtype)
+        finish_kernel[programs](
+            stats,
+            parts,
+            partial,
+            index,
+            class_weights,
+            p.anchors,
+            p.total,
+            p.groups,
+            splits,
+            SIMILARITY=p.variant.similarity,
+            BOUNDED=p.variant.bounded,
+            PARTIAL=reduction != _NONE,
+            KEPT=reduction == _BATCHMEAN,
+            BLOCK=ROW_BLOCK,
+        )
+        if reduction != _NONE:
+            counts = reduction in (_MEAN, _BATCHMEAN)
+            reduce_kernel[(1,)](
+                loss, divisor, parts, *programs, 1, COUNTS=counts, BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS
+            )
+    return loss, divisor, z, norms, stats, index
+
+
+def _sums(p: _Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
+    """Partial sums over the pairs, (splits, 5, G anchors)."""
+    tile = sums_tile(p.packed_dtype, p.width, p.variant, p.roomy)
+    columns = p.total - p.first_candidate
+    blocks = p.groups * triton.cdiv(p.anchors, tile.rows)
+    splits, tiles = _splits(blocks, columns, tile, p.device, waves=4)
+    partial = z.new_empty((splits, 5, p.groups * p.anchors), dtype=p.dtype)
+    if partial.numel() == 0:
+        return partial, splits
+    for step in (BOTH,) if p.variant.similarity else (SUMS, TERMS):
+        pair_sums_kernel[(blocks * splits,)](
+            partial,
+            z,
+            index,
+            z,
+            index,
+            p.temperature_tensor,
+            p.anchors,
+            0,
+            p.total,
+            columns,
+            p.first_candidate,
+            p.total,
+            p.groups,
+            splits,
+            _length(tiles, p.device),
+            _length(triton.cdiv(p.width, tile.width), p.device),
+            p.width,
+            *p.bits,
+            STEP=step,
+            WHOLE=p.width <= tile.width,
+            **tile.options(),
+            **p.variant.constants(),
+        )
+    return partial, splits
+
+
+def focal_contrastive_backward(
+    grad: Tensor,
+    divisor: Tensor,
+    z: Tensor,
+    norms: Tensor,
+    stats: Tensor,
+    index: Tensor,
+    embeddings: Tensor,
+    prototypes: Tensor | None,
+    refs: Tensor | None,
+    temperature_tensor: Tensor | None,
+    temperature: float,
+    gamma: float,
+    focal: int,
+    detach_focal: bool,
+    prototype_anchors: bool,
+    ref_only: bool,
+    normalize: bool,
+    ignore_index: int,
+    embeddings_grad: bool,
+    prototypes_grad: bool,
+    refs_grad: bool,
+    temperature_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator ``merc::focal_contrastive_backward`` of csrc/library.cpp; what is not wanted has shape (0,)."""
+    options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
+    p = _Problem((embeddings, prototypes, refs), (None, None), temperature_tensor, options)
+    wanted = (embeddings_grad, prototypes_grad, refs_grad)
+    results = []
+    for source, yes in zip(p.sources, wanted, strict=True):
+        if source is None:
+            results.append(z.new_empty((0,), dtype=p.dtype))
+        else:
+            results.append(source.x.new_empty(source.x.shape if yes else (0,)))
+    dtau = z.new_zeros(() if temperature_grad else (0,), dtype=p.dtype)
+    if p.groups * p.total == 0 or not any((*wanted, temperature_grad)):
+        return results[0].zero_(), results[1].zero_(), results[2].zero_(), dtau
+
+    with torch.cuda.device_of(z):
+        numbers = z.new_empty((p.groups, 4, p.total), dtype=p.dtype)
+        grad = grad.contiguous()
+        numbers_kernel[_row_programs(p.total, ROW_BLOCK, p.groups)](
+            numbers,
+            stats,
+            grad,
+            divisor,
+            *((0, 0) if grad.dim() == 0 else (p.rows, 1)),
+            p.total,
+            BOUNDED=p.variant.bounded,
+            BLOCK=ROW_BLOCK,
+        )
+        scale = None
+        if z.dtype == torch.float16:  # a ~ 1 / (N |P|) would be lost in it
+            largest = (numbers[:, 3] * (1 + stats[..., 1])).abs().amax()
+            scale = torch.where(largest > 0, _FLOAT16_TOP / largest, 1)
+        taus: list[Tensor] = []
+        for source, result in zip(p.sources, results, strict=True):
+            of_tau = temperature_grad and source is not None and source.first < p.anchors
+            if source is None or source.rows == 0 or not (result.numel() or of_tau):
+                continue
+            dz = _gradient(p, source, z, index, numbers, scale, result.numel() > 0, taus if of_tau else None)
+            if dz is not None:
+                _unpack(p, source, result, dz, norms, scale)
+        if taus:
+            dtau = torch.cat(taus).sum(dtype=torch.float64).to(p.dtype)
+    return results[0], results[1], results[2], dtau
+
+
+def _gradient(
+    p: _Problem,
+    source: _Source,
+    z: Tensor,
+    index: Tensor,
+    numbers: Tensor,
+    scale: Tensor | None,
+    of_rows: bool,
+    taus: list[Tensor] | None,
+) -> Tensor | None:
+    """Partial sums of tau dZ of a source, (splits, G, rows, D), where wanted; adds to ``taus``."""
+    # An anchor meets the candidates, a candidate the anchors.
+    first = 0 if source.first >= p.first_candidate else p.first_candidate
+    columns = (p.total if source.first < p.anchors else p.anchors) - first
+    question = (p.packed_dtype, p.width, p.variant, taus is not None, p.roomy)
+    in_registers = held_tile(*question)
+    tile = in_registers or matrix_tile(*question)
+
+    def launch(out: Tensor | None, row: int, rows: int, group: int, groups: int, splits: int, tiles: int) -> None:
+        programs = groups * triton.cdiv(rows, tile.rows) * splits
+        tau = None
+        if taus is not None:
+            tau = z.new_empty((programs,), dtype=p.dtype)
+            taus.append(tau)
+        pair_gradient_kernel[(programs,)](
+            out,
+            tau,
+            z,
+            index,
+            numbers,
+            z,
+            index,
+            numbers,
+            p.temperature_tensor,
+            scale,
+            rows,
+            source.first + row,
+            p.total,
+            columns,
+            first,
+            p.total,
+            group,
+            groups,
+            splits,
+            _length(tiles, p.device),
+            _length(triton.cdiv(p.width, tile.width), p.device),
+            p.width,
+            *p.bits,
+            SIMILARITY=p.variant.similarity,
+            MATRIX=in_registers is None,
+            WHOLE=p.width <= tile.width,
+            **tile.options(),
+            **p.variant.constants(),
+        )
+
+    if columns == 0:
+        return z.new_zeros((1, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
+    if in_registers:
+        blocks = p.groups * triton.cdiv(source.rows, tile.rows)
+        splits, tiles = _splits(blocks, columns, tile, p.device, waves=2)
+        dz = z.new_empty((splits, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
+        launch(dz, 0, source.rows, 0, p.groups, splits, tiles)
+        return dz
+    dz = z.new_empty((1, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
+    splits = triton.cdiv(columns, tile.columns)
+    fitting = max(128, _STRIP_BYTES // (columns * z.itemsize))  # rows of a strip
+    groups, rows = max(1, fitting // source.rows), min(source.rows, fitting // 128 * 128)
+    for group in range(0, p.groups, groups):
+        some = min(groups, p.groups - group)
+        for row in range(0, source.rows, rows):
+            strip = z.new_empty((some, min(rows, source.rows - row), columns)) if of_rows else None
+            launch(strip, row, min(rows, source.rows - row), group, some, splits, 1)
+            if strip is not None and dz is not None:
+                factor = z[group : group + some, first : first + columns]
+                dz[0, group : group + some, row : row + rows] = _product(strip, factor, p.dtype)
+    return dz
+
+
+def _product(matrix: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+    if matrix.dtype == dtype:
+        return torch.bmm(matrix, z)
+    if matrix.device.type == "cuda":
+        return torch.bmm(matrix, z, out_dtype=dtype)  # sums in 16 bits nowhere
+    return torch.bmm(matrix.to(dtype), z.to(dtype))
+
+
+def _unpack(p: _Problem, source: _Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None) -> None:
+    tile = row_tile(p.width)
+    shared = source.x.dim() == 2
+    unpack_kernel[_row_programs(source.rows, tile["BLOCK_N"], 1 if shared else p.groups)](
+        result,
+        dz,
+        source.x,
+        norms,
+        p.temperature_tensor,
+        scale,
+        *source.strides(),
+        source.rows,
+        source.first,
+        p.total,
+        p.groups,
+        dz.shape[0],
+        p.width,
+        p.bits[0],
+        SHARED=shared,
+        NORMALIZE=p.normalize,
+        **tile,
+    )

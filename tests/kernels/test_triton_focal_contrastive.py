@@ -1,0 +1,284 @@
+"""The Triton kernels of the focal contrastive loss: values under the interpreter, on CPU tensors.
+
+Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
+"""
+
+import functools
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from merc_kernels import focal_contrastive_loss
+from tests.kernels import focal_cases, grid
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
+
+# numpy warns of overflow and inf - inf in lanes whose result the kernels do not use
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+SIZES = [(1, 8), (2, 5), (37, 96), (67, 123), (40, 300), (130, 17)]  # N, D
+CASES = grid.cover({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid)
+
+fused = functools.partial(focal_contrastive_loss, backend="triton")
+
+
+def rows(n: int, width: int = 24, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(n, width, dtype=dtype, requires_grad=True)
+
+
+def gradients(loss: Tensor, *leaves: Tensor) -> list[Tensor]:
+    return [loss.detach(), *torch.autograd.grad(loss, leaves, torch.linspace(0.5, 1.5, loss.numel()).view(loss.shape))]
+
+
+@pytest.mark.usefixtures("_rounded", "_poisoned")
+class TestValues:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("case", CASES, ids=map(grid.title, CASES))
+    def test_equals_the_reference(self, case):
+        focal_cases.check(focal_cases.build(case), fused, short_rows=True)
+
+    @pytest.mark.full
+    def test_equals_the_reference_on_a_large_sample(self):
+        for case in grid.sample({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid, 1500):
+            focal_cases.check(focal_cases.build(case), fused, short_rows=True)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("size", [(130, 40), (70, 260), pytest.param((700, 96), marks=pytest.mark.full)], ids=str)
+    def test_many_blocks(self, size, dtype):
+        case = {"size": size, "dtype": dtype, "gamma": 2.0, "normalize": True, "reduction": "mean"}
+        for focal, use, temperature, detach_focal in (
+            ("similarity", "prototype anchors", 0.07, True),
+            ("probability", "refs with gradient", "learnable", False),
+            ("similarity", "ref only", 0.02, False),
+        ):
+            options = {"focal": focal, "use": use, "temperature": temperature, "detach_focal": detach_focal}
+            focal_cases.check(focal_cases.build({**case, **options}), fused, short_rows=True)
+
+    def test_strips_of_a_matrix_and_splits_of_columns(self, monkeypatch):
+        from merc_kernels._triton import focal_contrastive as host
+
+        monkeypatch.setattr(host, "_STRIP_BYTES", 1)
+        one_tile = lambda programs, columns, tile, *_, **__: (triton.cdiv(columns, tile.columns), 1)  # noqa: E731
+        monkeypatch.setattr(host, "_splits", one_tile)
+        case = {"dtype": torch.float32, "gamma": 2.0, "normalize": True, "reduction": "mean"}
+        case |= {"temperature": "learnable", "detach_focal": False}
+        for use, size in (("prototype anchors", (135, 66)), ("groups", (50, 66)), ("prototype anchors", (70, 20))):
+            for focal in ("similarity", "probability"):
+                options = focal_cases.build({**case, "focal": focal, "use": use, "size": size})
+                focal_cases.check(options, fused, short_rows=True)
+
+
+LABELS = {
+    "one class": torch.zeros(9, dtype=torch.int64),
+    "all distinct": torch.arange(9),
+    "all ignored": torch.full((9,), -100),
+    "one row kept": torch.tensor([-100] * 4 + [3] + [-100] * 4),
+    "pairs": torch.arange(9) // 2,
+    "huge and negative": torch.tensor([2**62, -7, 2**62, -7, 0, 0, -(2**63), 5, 2**31]),
+}
+
+
+@pytest.mark.usefixtures("_rounded", "_poisoned")
+class TestEdges:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+    def test_labels(self, labels):
+        for focal, detach_focal, temperature in itertools.product(
+            ("similarity", "probability"), (True, False), (0.05, 0.3)
+        ):
+            options = {"embeddings": rows(9), "labels": labels, "focal": focal, "detach_focal": detach_focal}
+            focal_cases.check({**options, "temperature": temperature, "gamma": 2.0}, fused)
+
+    def test_labels_that_first_stand_far_apart(self):
+        labels = torch.cat([torch.arange(90) << 33, torch.arange(90) << 33])
+        focal_cases.check({"embeddings": rows(180), "labels": labels}, fused)
+
+    @pytest.mark.parametrize("kind", ["equal", "opposite", "zero", "tiny", "large", "long"])
+    def test_rows(self, kind):
+        x = torch.randn(12, 8, dtype=torch.float64 if kind == "long" else torch.float32)
+        x[1::2] = {"equal": 1, "opposite": -1, "zero": 0, "tiny": 1e-30, "large": 1e30, "long": 300}[kind] * x[:1]
+        labels = torch.arange(12) % 3
+        for focal, gamma, normalize in itertools.product(("similarity", "probability"), (0.0, 2.0), (True, False)):
+            if normalize or kind == "long":
+                options = {"embeddings": x.clone().requires_grad_(), "labels": labels, "focal": focal, "gamma": gamma}
+                focal_cases.check({**options, "normalize": normalize}, fused)
+
+    def test_a_zero_row_gets_a_zero_gradient(self):
+        x = torch.randn(6, 8).index_fill(0, torch.tensor([2]), 0).requires_grad_()
+        fused(x, torch.arange(6) % 2).backward()
+        assert (x.grad[2] == 0).all()
+        assert (x.grad[3] != 0).any()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    def test_ignored_rows_may_hold_anything(self, dtype):
+        x, refs, prototypes = (torch.randn(n, 8).to(dtype) for n in (9, 4, 3))
+        y, ref_labels = torch.arange(9) % 3, torch.tensor([0, 1, -100, 2])
+        y[4], x[4], refs[2] = -100, torch.nan, torch.inf
+        leaves = [v.requires_grad_() for v in (x, refs, prototypes)]
+        options = {"ref_embeddings": refs, "ref_labels": ref_labels, "prototypes": prototypes}
+        loss, *of = gradients(fused(x, y, **options), *leaves)
+        assert all(value.isfinite().all() for value in (loss, *of))
+        assert (of[0][4] == 0).all()
+        assert (of[1][2] == 0).all()
+
+    def test_a_class_weight_that_no_row_meets(self):
+        weights = torch.tensor([1.0, torch.nan, 2.0, torch.inf])
+        x = rows(9)
+        loss, of = gradients(fused(x, torch.arange(9) % 2 * 2, class_weights=weights), x)
+        assert loss.isfinite()
+        assert of.isfinite().all()
+
+    def test_a_nan_that_counts_is_not_lost(self):
+        for focal, values in itertools.product(("similarity", "probability"), (slice(5, 6), slice(None))):
+            x = torch.randn(40, 24)
+            x[3, values] = torch.nan
+            assert fused(x, torch.arange(40) % 3, focal=focal).isnan()
+
+    def test_nothing_there(self):
+        for shape in ((0, 4), (0, 3, 4), (2, 0, 4)):
+            x = torch.randn(shape, requires_grad=True)
+            empty = torch.zeros(shape[:-1], dtype=torch.int64)
+            for reduction in ("mean", "batchmean", "sum", "none"):
+                loss = fused(x, empty, reduction=reduction)
+                assert (loss == 0).all()
+                assert torch.autograd.grad(loss.sum(), x)[0].shape == shape
+        x, refs = rows(5), torch.zeros(0, 24, requires_grad=True)
+        nothing = {"ref_embeddings": refs, "ref_labels": torch.zeros(0, dtype=torch.int64), "ref_only": True}
+        for value in gradients(fused(x, torch.zeros(5, dtype=torch.int64), **nothing), x, refs):
+            assert (value == 0).all()
+        x, prototypes, tau = torch.zeros(0, 24, requires_grad=True), rows(3), torch.tensor(0.1, requires_grad=True)
+        leaves, nobody = (x, prototypes, tau), torch.zeros(0, dtype=torch.int64)
+        for anchors in (True, False):
+            loss = fused(x, nobody, prototypes=prototypes, prototype_anchors=anchors, temperature=tau)
+            assert all((value == 0).all() for value in gradients(loss, *leaves))
+
+
+@pytest.mark.usefixtures("_rounded", "_poisoned")
+class TestOperator:
+    __test__ = INTERPRETED
+
+    def test_strides_and_expanded_gradients(self):
+        wide, y = torch.randn(2, 44, 72), torch.arange(22) % 4
+        for x in (wide[0, ::2, ::3], wide[0].T[:22, :], torch.randn(1, 24).expand(22, 24), wide[:, 22:, 1:25]):
+            strided, dense = (v.detach().requires_grad_() for v in (x, x.contiguous()))
+            pairs = zip(gradients(fused(strided, y), strided), gradients(fused(dense, y), dense), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+        x = rows(22)
+        loss = fused(x, y, reduction="none")
+        expanded = torch.autograd.grad(loss, x, torch.tensor(0.3).expand(22), retain_graph=True)[0]
+        assert torch.equal(expanded, torch.autograd.grad(loss, x, torch.full((22,), 0.3))[0])
+
+    def test_only_what_is_wanted(self):
+        x, prototypes, refs, tau = rows(30), rows(3), rows(8), torch.tensor(0.2, requires_grad=True)
+        y, ref_labels = torch.arange(30) % 3, torch.arange(8) % 3
+        leaves = {"embeddings": x, "prototypes": prototypes, "ref_embeddings": refs, "temperature": tau}
+        whole = fused(labels=y, ref_labels=ref_labels, **leaves)
+        truth = dict(zip(leaves, torch.autograd.grad(whole, list(leaves.values())), strict=True))
+        for wanted in itertools.product((True, False), repeat=4):
+            if any(wanted):
+                part = {k: v if want else v.detach() for (k, v), want in zip(leaves.items(), wanted, strict=True)}
+                loss = fused(labels=y, ref_labels=ref_labels, **part)
+                names = [name for name, want in zip(leaves, wanted, strict=True) if want]
+                for name, of in zip(names, torch.autograd.grad(loss, [leaves[n] for n in names]), strict=True):
+                    torch.testing.assert_close(of, truth[name], rtol=1e-5, atol=1e-8)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_the_same_bits_on_every_run(self, dtype):
+        x, prototypes, tau = rows(200, 40, dtype), rows(6, 40, dtype), torch.tensor(0.2, requires_grad=True)
+        y = torch.randint(6, (200,))
+        runs = [gradients(fused(x, y, prototypes=prototypes, temperature=tau), x, prototypes, tau) for _ in range(2)]
+        assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+    def test_loss_scaling_lifts_float16_gradients(self):
+        x, y = rows(300, 16, torch.float16), torch.randint(3, (300,))
+        exact = x.detach().double().requires_grad_()
+        truth = torch.autograd.grad(focal_contrastive_loss(exact, y, backend="reference") * 65536, exact)[0]
+        ours = torch.autograd.grad(fused(x, y) * 65536, x)[0]
+        assert (ours.double() - truth).norm() / truth.norm() < 2e-3  # unit rows of 16 bits
+
+    @pytest.mark.parametrize("case", range(4))
+    def test_opcheck(self, case):
+        x, prototypes, refs, tau = rows(7), rows(3), rows(4), torch.tensor(0.2, requires_grad=True)
+        y, ref_labels, weights = torch.arange(7) % 3, torch.arange(4) % 3, torch.rand(3)
+        options = (0.1, 2.0, 0, True, False, False, True, -100)
+        fused(x, y)  # registers the operators
+
+        def short(v: Tensor) -> Tensor:
+            return v.detach().bfloat16().requires_grad_()
+
+        arguments = [
+            (x, y, None, None, None, None, None, *options, 2),
+            (x, y, prototypes, refs, ref_labels, weights, tau, 1.0, 1.5, 1, False, True, False, True, -100, 3),
+            (x, y, None, refs, ref_labels, None, tau, 1.0, 2.0, 0, False, False, True, False, -100, 0),
+            (short(x[None]), y, short(prototypes), None, None, None, None, *options, 1),
+        ][case]
+        torch.library.opcheck(torch.ops.merc.focal_contrastive_triton.default, arguments)
+        plain = [v.detach() if isinstance(v, Tensor) else v for v in arguments]
+        loss, *numbers = torch.ops.merc.focal_contrastive_triton(*plain)
+        assert numbers[1].dtype == plain[0].dtype
+        assert numbers[3].shape == (*numbers[2].shape, 4)
+        inputs = (plain[0], *plain[2:4], *plain[6:-1])
+        wanted = (True, plain[2] is not None, plain[3] is not None, plain[6] is not None)
+        backward = (torch.ones_like(loss), *numbers, *inputs, *wanted)
+        torch.library.opcheck(torch.ops.merc.focal_contrastive_triton_backward.default, backward)
+
+    def test_gradcheck(self):
+        x, prototypes, refs = (rows(n, 4, torch.float64) for n in (6, 3, 3))
+        tau = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+        options = {"labels": torch.tensor([0, 1, 0, -100, 2, 1]), "ref_labels": torch.tensor([0, 2, -100])}
+        for focal, gamma, reduction in (("similarity", 0.5, "none"), ("probability", 2.0, "mean")):
+            choice = {"focal": focal, "gamma": gamma, "reduction": reduction, "detach_focal": False}
+
+            def loss(x, prototypes, refs, tau, choice=choice):
+                tensors = {"embeddings": x, "prototypes": prototypes, "ref_embeddings": refs, "temperature": tau}
+                return fused(**tensors, **options, **choice)
+
+            torch.autograd.gradcheck(loss, (x, prototypes, refs, tau), fast_mode=True)
+
+    def test_compiled_as_eager(self):
+        def loss(x, y, prototypes, tau):
+            return fused(x, y, prototypes=prototypes, temperature=tau) * 2
+
+        fused(rows(2), torch.zeros(2, dtype=torch.int64))
+        compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+        for n in (5, 9, 70):
+            leaves = (rows(n), rows(3), torch.tensor(0.2, requires_grad=True))
+            y = torch.arange(n) % 3
+            eager, traced = loss(leaves[0], y, *leaves[1:]), compiled(leaves[0], y, *leaves[1:])
+            pairs = zip(gradients(eager, *leaves), gradients(traced, *leaves), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+
+    def test_autocast_changes_nothing(self):
+        x, y = rows(50), torch.arange(50) % 3
+        plain = gradients(fused(x, y), x)
+        with torch.autocast("cpu", torch.bfloat16):
+            under = gradients(fused(x, y), x)
+        assert all(torch.equal(one, other) for one, other in zip(plain, under, strict=True))
+
+    def test_second_derivatives_are_refused(self):
+        x = rows(6)
+        gradient = torch.autograd.grad(fused(x, torch.arange(6) % 2), x, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="first derivatives only; for second ones use backend='reference'"):
+            torch.autograd.grad(gradient.square().sum(), x)
+
+
+class TestInterpreter:
+    __test__ = not INTERPRETED
+
+    @pytest.mark.parametrize("size", ["not full", pytest.param("full", marks=pytest.mark.full)])
+    def test_values(self, size):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__]
+        root = Path(__file__).parents[2]
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
