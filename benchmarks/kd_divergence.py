@@ -36,8 +36,8 @@ class KDDivergence:
                 _cell(512, 6, passes=every),
                 _cell(4096, 7, passes=every),
                 _cell(2048, 1000),
-                _cell(2048, 32000, passes=every, seconds=6.0),
-                _cell(512, 128256, seconds=4.0, providers=_PLAIN),
+                _cell(512, 128256, seconds=2.0, providers=("merc", "eager", "chunked")),
+                _cell(2048, 32000, seconds=4.0, providers=("merc", "eager", "torch.compile", "chunked")),
             ]
         return [
             _cell(

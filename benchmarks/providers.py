@@ -58,7 +58,10 @@ def optional(name: str, module: str, make: Callable[[Any], Loss], **options: Any
 
 
 def compiled(loss: Loss) -> Loss:
-    """`torch.compile` of a loss, for the sizes it sees; compiled anew for each cell."""
+    """`torch.compile` of a loss, for the sizes it sees; compiled anew for each cell.
+
+    It keeps its buffers, so that its backward pass can be timed alone.
+    """
     seen: dict[Any, Loss] = {}
 
     def call(*inputs: Any) -> Any:
@@ -67,6 +70,8 @@ def compiled(loss: Loss) -> Loss:
             torch._dynamo.reset()
             seen.clear()
             seen[key] = torch.compile(loss, dynamic=False)
+            with torch._functorch.config.patch(donated_buffer=False):
+                return seen[key](*inputs)
         return seen[key](*inputs)
 
     return call
