@@ -129,8 +129,8 @@ def _cpu_cells() -> list[Cell]:
         _cell(956, passes=ALL_PASSES, providers=(*_MOST, "torch.compile", "loop over anchors"), seconds=1.5),
         _cell(2048, providers=_MANY, seconds=1.0),
         _cell(4096, providers=(*_MANY, "torch.compile"), seconds=3.0),
-        _cell(4096, dtype="bfloat16", providers=("merc", "merc:torch", "eager"), seconds=2.0),
-        _cell(16384, providers=_MANY, seconds=6.0),
+        _cell(4096, dtype="bfloat16", providers=("merc", "merc:cpu", "eager"), seconds=2.0),
+        _cell(16384, providers=("merc", "merc:cpu", "eager"), seconds=3.0),
         _cell(65536, providers=_MANY),
         _cell(262144, providers=_MANY),
         _cell(956, formula="supcon", seconds=1.0, providers=("merc", "eager", "pytorch-metric-learning")),
@@ -138,7 +138,7 @@ def _cpu_cells() -> list[Cell]:
         _cell(956, formula="swfc", seconds=1.0, providers=("merc", "merc:torch", "eager", "loop over anchors")),
         _cell(4096, formula="swfc", providers=("merc", "merc:torch", "eager")),
         _cell(4096, formula="pairs", providers=("merc", "eager", "pytorch-metric-learning", "lightly")),
-        *(_cell(4096, width, providers=("merc", "merc:torch", "eager", "chunked")) for width in WIDTHS if width != 256),
+        *(_cell(4096, width, providers=("merc", "merc:cpu", "eager")) for width in WIDTHS if width != 256),
     ]
 
 
