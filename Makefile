@@ -9,8 +9,8 @@
 # make docs        the figure and the tables of README and docs, from benchmarks/results
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #
-# Everything but make gpu is installed into .venv, once; again when pyproject.toml, setup.py, csrc or TORCH changes. An installation that was
-# interrupted begins anew.
+# Everything but make gpu is installed into .venv, once; again when pyproject.toml, setup.py, csrc or TORCH changes. An
+# installation that was interrupted begins anew.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
