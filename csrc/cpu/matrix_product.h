@@ -1,4 +1,4 @@
-// Matrix products of tiles, by the BLAS that torch carries. Inside torch::stable::parallel_for each takes one thread.
+// Products of tiles by the BLAS that torch carries. Inside torch::stable::parallel_for each takes one thread.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -9,11 +9,34 @@
 
 namespace merc::cpu {
 
+// The factors of a product a b: numbers from one row, or one step of the depth, to the next. The columns of b stand in
+// vectors, of as many as the instruction set takes at a time: 1 for the BLAS.
+template <class A>
+struct Left {
+  const A* data;
+  int64_t row, depth;
+};
+template <class A>
+struct Right {
+  const A* data;
+  int64_t vector, depth;
+};
+
+// The product, its rows `stride` apart; `add`: to what stands there.
+template <class A>
+struct Product {
+  A* data;
+  int64_t stride;
+  bool add;
+};
+
+namespace blas {
+
 // A view of memory that somebody else owns, as a tensor.
 template <class A>
 class Matrix {
  public:
-  Matrix(const A* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride = 1) {
+  Matrix(const A* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
     const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
         const_cast<A*>(data), 2, sizes, strides, 0,
@@ -24,16 +47,20 @@ class Matrix {
   Matrix(const Matrix&) = delete;
   Matrix& operator=(const Matrix&) = delete;
 
-  // this = a b, or this += a b
-  void set_product(const Matrix& a, const Matrix& b) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(handle_, a.handle_, b.handle_));
-  }
-  void add_product(const Matrix& a, const Matrix& b) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(handle_, handle_, a.handle_, b.handle_, 1, 1));
-  }
+  AtenTensorHandle handle() const { return handle_; }
 
  private:
   AtenTensorHandle handle_;
 };
 
+template <class A>
+void multiply(int64_t rows, int64_t depth, int64_t columns, Left<A> a, Right<A> b, Product<A> c) {
+  const Matrix<A> left(a.data, rows, depth, a.row, a.depth), right(b.data, depth, columns, b.depth, b.vector);
+  const Matrix<A> product(c.data, rows, columns, c.stride, 1);
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      c.add ? aoti_torch_cpu_addmm_out(product.handle(), product.handle(), left.handle(), right.handle(), 1, 1)
+            : aoti_torch_cpu_mm_out(product.handle(), left.handle(), right.handle()));
+}
+
+}  // namespace blas
 }  // namespace merc::cpu

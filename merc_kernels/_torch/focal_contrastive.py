@@ -40,8 +40,9 @@ class _Rows(NamedTuple):
 
     def chunks(self, columns: int) -> Iterator[tuple[int, int]]:
         groups, rows = self.labels.shape
-        step = max(1, _CHUNK // max(1, groups * columns))
-        return ((begin, min(begin + step, rows)) for begin in range(0, rows, step))
+        most = max(1, _CHUNK // max(1, groups * columns))
+        count = -(-rows // most)
+        return ((rows * i // count, rows * (i + 1) // count) for i in range(count))  # alike: few rows round worse
 
 
 class _Stats(NamedTuple):
@@ -222,22 +223,28 @@ def focal_contrastive_backward(
             scale = torch.nn.functional.pad(scale.reshape(z.shape[0], sizes[0]), (0, z.shape[1] - sizes[0]))
         whole = _Stats(most, g, a * scale, log_sum)
 
-        def gradient(x: Tensor | None, begin: int, wanted: bool) -> Tensor:
-            if x is None or not wanted:
+        sources = (embeddings, prototypes, refs)
+        wanted = (embeddings_grad, prototypes_grad, refs_grad)
+        ends = [0, sizes[0], sum(sizes), z.shape[1]]
+        asked = [place for place in range(3) if wanted[place] and sources[place] is not None]
+        low, high = (ends[asked[0]], ends[asked[-1] + 1]) if asked else (0, 0)
+        dx = z.new_empty((z.shape[0], high - low, z.shape[2]))
+        part = rows.part(low, high)
+        for first, last in part.chunks(z.shape[1]):
+            chunk, here = part.part(first, last), slice(low + first, low + last)
+            d = _gradient_rows(chunk, rows, _Stats(*(s[:, here] for s in whole)), whole, options)
+            if normalize:
+                d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z
+                length = norms[:, here, None]
+                d = torch.where(length == 0, 0, d / length)
+            dx[:, first:last] = torch.where(chunk.labels[..., None] == ignore_index, 0, d)
+
+        def gradient(place: int) -> Tensor:
+            x = sources[place]
+            if x is None or place not in asked:
                 return z.new_empty(0, dtype=z.dtype if x is None else x.dtype)
-            result = x.new_empty((z.shape[0], *x.shape[-2:]), dtype=z.dtype)
-            part = rows.part(begin, begin + x.shape[-2])
-            for first, last in part.chunks(z.shape[1]):
-                chunk = part.part(first, last)
-                here = slice(begin + first, begin + last)
-                of_chunk = _Stats(*(s[:, here] for s in whole))
-                d = _gradient_rows(chunk, rows, of_chunk, whole, options)
-                if normalize:
-                    d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z
-                    length = norms[:, here, None]
-                    d = torch.where(length == 0, 0, d / length)
-                result[:, first:last] = torch.where(index[:, here, None] == ignore_index, 0, d)
-            return (result.sum(0) if x.dim() == 2 else result).to(x.dtype)
+            d = dx[:, ends[place] - low : ends[place + 1] - low]
+            return (d.sum(0) if x.dim() == 2 else d.contiguous()).to(x.dtype)
 
         of_temperature = z.new_zeros(() if temperature_grad else 0)
         if temperature_grad:
@@ -248,8 +255,8 @@ def focal_contrastive_backward(
                 weights = _weights(cosine, chunk, rows, part, options, plain=True)
                 of_temperature -= (weights * cosine).sum() / options.temperature**2
         return (
-            gradient(embeddings, 0, embeddings_grad),
-            gradient(prototypes, sizes[0], prototypes_grad),
-            gradient(refs, sum(sizes), refs_grad),
+            gradient(0),
+            gradient(1),
+            gradient(2),
             of_temperature,
         )

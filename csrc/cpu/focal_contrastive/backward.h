@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -61,31 +60,25 @@ template <class A>
 Tensor multiply_tiles(
     Batch<A>& batch, const Options<A>& options, const Saved<A>& saved, const bool (&wanted)[kSegments],
     double* of_temperature) {
-  const Kernels<A> kernel = kernels<A>();
+  const Kernels<A>& kernel = batch.kernel();
   const Layout& layout = batch.layout();
   const int64_t width = batch.arguments().width;
   const bool any = wanted[0] || wanted[1] || wanted[2];
   Tensor gradient = empty({any ? batch.rows() : 0, width}, kType<A>);
   auto* of_rows = static_cast<A*>(gradient.mutable_data_ptr());
-  std::vector<std::unique_ptr<Matrix<A>>> gradients(layout.blocks().size());
-  for (size_t i = 0; i < gradients.size(); ++i) {
-    const Block& block = layout.blocks()[i];
-    if (!wanted[block.segment]) {
-      continue;
-    }
-    A* data = of_rows + block.rows.begin * width;
-    gradients[i] = std::make_unique<Matrix<A>>(data, block.rows.size(), width, width);
-    if (block.tiles == 0) {
-      std::fill_n(data, block.rows.size() * width, A(0));
+  for (const Block& block : layout.blocks()) {
+    if (wanted[block.segment] && block.tiles == 0) {
+      std::fill_n(of_rows + block.rows.begin * width, block.rows.size() * width, A(0));
     }
   }
   const Tensor scratch = batch.scratch(3);
   std::vector<double> sums_of_tiles(of_temperature ? layout.tiles().size() : 0);
-  const auto accumulate = [&](int block, int position, const Matrix<A>& tile, const Matrix<A>& other) {
-    if (!gradients[block]) {
-      return;
+  const auto accumulate = [&](const Block& block, int position, const Left<A>& tile, const Block& other) {
+    if (wanted[block.segment]) {
+      kernel.multiply(
+          block.rows.size(), other.rows.size(), width, tile, batch.right(other),
+          {of_rows + block.rows.begin * width, width, position > 0});
     }
-    position == 0 ? gradients[block]->set_product(tile, other) : gradients[block]->add_product(tile, other);
   };
   run_tiles(
       layout, batch.workers(),
@@ -101,14 +94,10 @@ Tensor multiply_tiles(
       },
       [&](const Tile& tile, int64_t worker) {
         const A* data = batch.tile(tile, worker);
-        const int64_t height = layout.blocks()[tile.rows].rows.size();
-        const int64_t across = layout.blocks()[tile.columns].rows.size();
-        accumulate(
-            tile.rows, tile.row_position, Matrix<A>(data, height, across, batch.stride()), batch.of(tile.columns));
+        const Block &rows = layout.blocks()[tile.rows], &columns = layout.blocks()[tile.columns];
+        accumulate(rows, tile.row_position, {data, batch.stride(), 1}, columns);
         if (!tile.diagonal()) {
-          accumulate(
-              tile.columns, tile.column_position, Matrix<A>(data, across, height, 1, batch.stride()),
-              batch.of(tile.rows));
+          accumulate(columns, tile.column_position, {data, 1, batch.stride()}, rows);
         }
       });
   for (const double sum : sums_of_tiles) {
@@ -121,7 +110,7 @@ Tensor multiply_tiles(
 template <class A>
 Tensor unpack(
     const Batch<A>& batch, const Source& source, const std::vector<int64_t>& place, const A* of_rows, ScalarType type) {
-  const Kernels<A> kernel = kernels<A>();
+  const Kernels<A>& kernel = batch.kernel();
   const Arguments& arguments = batch.arguments();
   const int64_t rows = arguments.sizes.rows(), width = arguments.width;
   const auto size = source.tensor->sizes();
@@ -130,7 +119,7 @@ Tensor unpack(
   const int64_t bytes = width * static_cast<int64_t>(tensor.element_size());
   const int64_t copies = source.shared() ? 1 : arguments.sizes.groups;
   const int64_t groups = source.shared() ? arguments.sizes.groups : 1;
-  torch::stable::parallel_for(0, copies * source.rows, 32768 / width + 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, copies * source.rows, grain(width), [&](int64_t begin, int64_t end) {
     std::vector<A> sum(width);
     for (int64_t i = begin; i < end; ++i) {
       std::fill(sum.begin(), sum.end(), A(0));

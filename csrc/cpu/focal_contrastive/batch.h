@@ -6,13 +6,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "../allocate.h"
-#include "../matrix_product.h"
 #include "kernels.h"
 #include "layout.h"
 #include "problem.h"
@@ -57,26 +55,17 @@ class Batch {
             arguments, empty({arguments.sizes.groups, arguments.sizes.rows(), arguments.width}, kType<A>),
             empty({arguments.sizes.groups, arguments.sizes.rows()}, kType<A>), sorted(arguments.sizes, labels, dropped),
             keep) {
-    pack(static_cast<A*>(z_.mutable_data_ptr()), static_cast<A*>(norms_.mutable_data_ptr()));
+    auto* norms = static_cast<A*>(norms_.mutable_data_ptr());
+    for (int64_t row = 0; row < rows(); ++row) {  // where none stands
+      norms[row] = 0;
+    }
+    pack(static_cast<A*>(z_.mutable_data_ptr()), norms);
   }
 
   // As a forward pass left them.
-  Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index, bool keep = false)
-      : arguments_(arguments),
-        z_(std::move(z)),
-        norms_(std::move(norms)),
-        index_(std::move(index)),
-        layout_(arguments.sizes, order()),
-        keep_(keep),
-        workers_(torch::stable::get_num_threads()),
-        stride_(std::max(whole(layout_.largest_block()), kLanes)),
-        tiles_(empty({keep ? static_cast<int64_t>(layout_.tiles().size()) : workers_, stride_, stride_}, kType<A>)) {
-    const int64_t width = arguments.width;
-    for (const Block& block : layout_.blocks()) {
-      const A* data = unit_rows() + block.rows.begin * width;
-      matrices_.push_back(std::make_unique<Matrix<A>>(data, block.rows.size(), width, width));
-      transposed_.push_back(std::make_unique<Matrix<A>>(data, width, block.rows.size(), 1, width));
-    }
+  Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index)
+      : Batch(arguments, std::move(z), std::move(norms), std::move(index), /*keep=*/false) {
+    pack(nullptr, nullptr);
   }
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
@@ -85,6 +74,7 @@ class Batch {
   const Layout& layout() const { return layout_; }
   int64_t rows() const { return arguments_.sizes.groups * arguments_.sizes.rows(); }
   int64_t workers() const { return workers_; }
+  const Kernels<A>& kernel() const { return kernel_; }
   int64_t stride() const { return stride_; }
   const Tensor& z() const { return z_; }
   const Tensor& norms() const { return norms_; }
@@ -92,7 +82,16 @@ class Batch {
   const A* unit_rows() const { return static_cast<const A*>(z_.const_data_ptr()); }
   const A* lengths() const { return static_cast<const A*>(norms_.const_data_ptr()); }
   const int64_t* order() const { return static_cast<const int64_t*>(index_.const_data_ptr()); }
-  const Matrix<A>& of(int block) const { return *matrices_[block]; }
+
+  // Unit rows of a block as factors of a product: by rows and features, features and rows, rows and features.
+  Left<A> left(const Block& block) const { return {row(block), arguments_.width, 1}; }
+  Right<A> transposed(const Block& block) const {
+    return kernel_.transpose
+               ? Right<A>{panels() + block.padded_begin * arguments_.width, kernel_.vector * arguments_.width,
+                          kernel_.vector}
+               : Right<A>{row(block), arguments_.width, 1};
+  }
+  Right<A> right(const Block& block) const { return {row(block), kernel_.vector, arguments_.width}; }
 
   // Memory for `rows` rows of a tile, for each worker.
   Tensor scratch(int64_t rows) const { return empty({workers_, rows, stride_}, kType<A>); }
@@ -112,8 +111,10 @@ class Batch {
     if (kept_) {
       return view;
     }
-    const int64_t height = rows.rows.size(), n = columns.rows.size();
-    Matrix<A>(to, height, n, stride_).set_product(*matrices_[tile.rows], *transposed_[tile.columns]);
+    const int64_t height = rows.rows.size(), n = columns.rows.size(), vector = kernel_.vector;
+    kernel_.multiply(
+        height, arguments_.width, (n + vector - 1) / vector * vector, left(rows), transposed(columns),
+        {to, stride_, false});
     for (int64_t i = 0; i < height; ++i) {
       A* row = to + i * stride_;
       std::fill(row + n, row + view.padded(), -std::numeric_limits<A>::infinity());
@@ -138,34 +139,74 @@ class Batch {
     return index;
   }
 
-  void pack(A* z, A* norms) const {
-    const Kernels<A> kernel = kernels<A>();
-    const int64_t rows = arguments_.sizes.rows(), width = arguments_.width;
-    each_row(this->rows(), width, [&](int64_t row) {
-      if (order()[row] < 0) {
-        norms[row] = 0;
-        return;
+  Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index, bool keep)
+      : arguments_(arguments),
+        kernel_(kernels<A>()),
+        z_(std::move(z)),
+        norms_(std::move(norms)),
+        index_(std::move(index)),
+        layout_(arguments.sizes, order()),
+        keep_(keep),
+        workers_(torch::stable::get_num_threads()),
+        stride_(std::max(whole(layout_.largest_block()), kLanes)),
+        tiles_(empty({keep ? static_cast<int64_t>(layout_.tiles().size()) : workers_, stride_, stride_}, kType<A>)),
+        panels_(empty({kernel_.transpose ? layout_.padded_rows() : 0, arguments.width}, kType<A>)) {}
+
+  const A* row(const Block& block) const { return unit_rows() + block.rows.begin * arguments_.width; }
+  const A* panels() const { return static_cast<const A*>(panels_.const_data_ptr()); }
+
+  // A vector of rows at a time: unit rows and their lengths where they are asked for, and those rows transposed.
+  void pack(A* z, A* norms) {
+    struct Panel {
+      Range rows;
+      int64_t padded_begin;
+    };
+    const int64_t width = arguments_.width, vector = kernel_.vector;
+    std::vector<Panel> panels;
+    for (const Block& block : layout_.blocks()) {
+      for (int64_t row = 0; row < block.rows.size(); row += vector) {
+        const int64_t begin = block.rows.begin + row;
+        panels.push_back({{begin, std::min(begin + vector, block.rows.end)}, block.padded_begin + row});
       }
-      const int64_t from = Layout::source(order()[row]);
-      const Source* source = arguments_.sources;
-      while (from >= source->first + source->rows || !source->tensor) {
-        ++source;
+    }
+    const A* unit = unit_rows();
+    auto* transposed = static_cast<A*>(panels_.mutable_data_ptr());
+    const auto count = static_cast<int64_t>(panels.size());
+    torch::stable::parallel_for(0, count, grain(width * vector), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto& [rows, padded_begin] = panels[i];
+        for (int64_t row = rows.begin; z && row < rows.end; ++row) {
+          norms[row] = unit_row(row, z + row * width);
+        }
+        if (kernel_.transpose) {
+          kernel_.transpose(unit + rows.begin * width, rows.size(), width, transposed + padded_begin * width);
+        }
       }
-      const Tensor& tensor = *source->tensor;
-      const int64_t at = (source->shared() ? 0 : row / rows * source->rows) + from - source->first;
-      const char* data = static_cast<const char*>(tensor.const_data_ptr()) +
-                         at * width * static_cast<int64_t>(tensor.element_size());
-      norms[row] = kernel.unit_row(data, tensor.scalar_type(), width, arguments_.normalize, z + row * width);
     });
   }
 
+  // Writes a row of the arguments, normalised; its length.
+  A unit_row(int64_t row, A* to) const {
+    const int64_t width = arguments_.width, from = Layout::source(order()[row]);
+    const Source* source = arguments_.sources;
+    while (from >= source->first + source->rows || !source->tensor) {
+      ++source;
+    }
+    const Tensor& tensor = *source->tensor;
+    const int64_t group = row / arguments_.sizes.rows();
+    const int64_t at = (source->shared() ? 0 : group * source->rows) + from - source->first;
+    const char* data = static_cast<const char*>(tensor.const_data_ptr()) +
+                       at * width * static_cast<int64_t>(tensor.element_size());
+    return kernel_.unit_row(data, tensor.scalar_type(), width, arguments_.normalize, to);
+  }
+
   const Arguments& arguments_;
+  const Kernels<A> kernel_;
   Tensor z_, norms_, index_;
   Layout layout_;
   bool keep_, kept_ = false;
   int64_t workers_, stride_;
-  Tensor tiles_;
-  std::vector<std::unique_ptr<Matrix<A>>> matrices_, transposed_;
+  Tensor tiles_, panels_;
 };
 
 }  // namespace

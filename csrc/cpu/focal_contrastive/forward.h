@@ -47,7 +47,7 @@ void add_sums(const Range& range, const Sums<A>& sums, bool bounded, bool second
 // The sums of all rows; where L' is given, those that need it.
 template <class A>
 void sum_tiles(Batch<A>& batch, const Options<A>& o, const Logarithms<A>& l, std::vector<Row>& rows) {
-  const Kernels<A> kernel = kernels<A>();
+  const Kernels<A>& kernel = batch.kernel();
   const Layout& layout = batch.layout();
   const bool second = l.log_e != nullptr;
   const auto from = [&](int64_t row) { return second ? Logarithms<A>{l.most + row, l.log_e + row} : l; };

@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "../isa.h"
+#include "../matrix_product.h"
 #include "problem.h"
 
 // The loops over columns are functions of their own: with what they read and write apart, and a count that is seen to be
@@ -33,9 +35,11 @@ namespace {
 #pragma GCC target("avx2,fma,f16c,prefer-vector-width=256")
 namespace avx2 {
 namespace {
+constexpr int kVector = 8, kRows = 4, kVectors = 3;  // of product.h: 12 of 16 registers sum
 #include "../vector_math.h"
 #include "sums.h"
 #include "matrix.h"
+#include "product.h"
 #include "unit_rows.h"
 }  // namespace
 }  // namespace avx2
@@ -44,9 +48,11 @@ namespace {
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,prefer-vector-width=512")
 namespace avx512 {
 namespace {
+constexpr int kVector = 16, kRows = 8, kVectors = 2;  // 16 of 32
 #include "../vector_math.h"
 #include "sums.h"
 #include "matrix.h"
+#include "product.h"
 #include "unit_rows.h"
 }  // namespace
 }  // namespace avx512
@@ -63,24 +69,29 @@ struct Kernels {
   A (*unit_row)(const void*, ScalarType, int64_t, bool, A*);
   decltype(&plain::add_row_gradient<A>) add_row_gradient;
   void (*store_row)(const A*, int64_t, ScalarType, void*);
+  decltype(&blas::multiply<A>) multiply;
+  int64_t vector;  // columns of a right factor
+  void (*transpose)(const A*, int64_t, int64_t, A*);
 };
 
-#define MERC_KERNELS(isa) \
-  Kernels<A> { isa::sum_tile<A>, isa::matrix_tile<A>, isa::unit_row<A>, isa::add_row_gradient<A>, isa::store_row<A> }
+#define MERC_KERNELS(isa, ...) \
+  Kernels<A> { \
+    isa::sum_tile<A>, isa::matrix_tile<A>, isa::unit_row<A>, isa::add_row_gradient<A>, isa::store_row<A>, __VA_ARGS__ \
+  }
 
 template <class A>
 Kernels<A> kernels() {
 #ifdef MERC_X86_KERNELS
   if constexpr (std::is_same_v<A, float>) {  // exp and log of a double are no vector code
     if (isa() == Isa::avx512) {
-      return MERC_KERNELS(avx512);
+      return MERC_KERNELS(avx512, avx512::multiply, avx512::kVector, avx512::transpose);
     }
     if (isa() == Isa::avx2) {
-      return MERC_KERNELS(avx2);
+      return MERC_KERNELS(avx2, avx2::multiply, avx2::kVector, avx2::transpose);
     }
   }
 #endif
-  return MERC_KERNELS(plain);
+  return MERC_KERNELS(plain, blas::multiply<A>, 1, nullptr);
 }
 
 }  // namespace

@@ -8,6 +8,10 @@
 
 namespace merc::cpu {
 
+// Numbers a row of a tile is padded to: the widest vector.
+constexpr int64_t kLanes = 16;
+constexpr int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
 // Rows [begin, end) of all groups together.
 struct Range {
   int64_t begin = 0, end = 0;
@@ -25,7 +29,8 @@ constexpr int kSegments = 3;
 struct Block {
   Range rows;
   int segment;
-  int tiles = 0;  // that it takes part in
+  int64_t padded_begin;  // where each block is padded
+  int tiles = 0;         // that it takes part in
 };
 
 // Rows of one block as anchors, of the other as candidates; `mutual`: and the other way round.
@@ -105,6 +110,7 @@ class Layout {
   const std::vector<Range>& segments() const { return segments_; }  // kSegments a group
   const Range* runs(int64_t row) const { return labels_[label_of_[row]].runs; }
   int64_t largest_block() const { return largest_; }
+  int64_t padded_rows() const { return padded_; }
 
   // The number of positives of an anchor.
   int64_t positives(int64_t row) const {
@@ -152,11 +158,14 @@ class Layout {
   // Small enough for several threads, and for a tile to stay in the cache; large enough for a fast matrix product.
   void add_blocks(const Range& segment, int number, int64_t kept) {
     const int64_t size = std::clamp<int64_t>((kept + 7) / 8, kSmallest, kLargest);
-    const int64_t count = (segment.size() + size - 1) / size;
+    const int64_t count = (segment.size() + size - 1) / size, vectors = whole(segment.size()) / kLanes;
     for (int64_t i = 0; i < count; ++i) {
-      const Range rows{segment.begin + segment.size() * i / count, segment.begin + segment.size() * (i + 1) / count};
-      blocks_.push_back({rows, number});
-      largest_ = std::max(largest_, rows.size());
+      const auto edge = [&](int64_t block) {
+        return segment.begin + std::min(segment.size(), vectors * block / count * kLanes);
+      };
+      blocks_.push_back({{edge(i), edge(i + 1)}, number, padded_});
+      padded_ += whole(blocks_.back().rows.size());
+      largest_ = std::max(largest_, blocks_.back().rows.size());
     }
   }
 
@@ -177,7 +186,7 @@ class Layout {
     }
   }
 
-  static constexpr int64_t kSmallest = 64, kLargest = 256;
+  static constexpr int64_t kSmallest = 64, kLargest = 192;
 
   Sizes sizes_;
   std::vector<int> label_of_;
@@ -185,7 +194,7 @@ class Layout {
   std::vector<Range> segments_;
   std::vector<Block> blocks_;
   std::vector<Tile> tiles_;
-  int64_t largest_ = 0;
+  int64_t largest_ = 0, padded_ = 0;
 };
 
 }  // namespace merc::cpu

@@ -13,10 +13,6 @@
 
 namespace merc::cpu {
 
-// Numbers a row of a tile is padded to: the widest vector.
-constexpr int64_t kLanes = 16;
-constexpr int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
 // A tile of cosines: `rows` by `columns` of all rows, `stride` apart in memory.
 struct View {
   const Layout* layout;

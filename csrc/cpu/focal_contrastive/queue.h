@@ -40,13 +40,7 @@ void run_tiles(const Layout& layout, int64_t workers, const Compute& compute, co
   });
 }
 
-template <class F>
-void each_row(int64_t rows, int64_t work, const F& f) {
-  torch::stable::parallel_for(0, rows, 32768 / std::max<int64_t>(work, 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      f(row);
-    }
-  });
-}
+// Things of `width` numbers that a thread should at least have to do, to be worth its while.
+inline int64_t grain(int64_t width) { return 16384 / std::max<int64_t>(width, 1) + 1; }
 
 }  // namespace merc::cpu
