@@ -6,8 +6,8 @@
 //
 // S is symmetric, and so is M: a pair of blocks of rows is one tile, whose cosines serve both. A tile adds to its two
 // blocks when the tiles before it have, in an order that does not depend on the threads: nor do the bits. In
-// focal_contrastive/: the places of the rows (layout.h), the arithmetic on a tile (sums.h, matrix.h), the two passes
-// (forward.h, backward.h); the focal formula is in ../focal.h.
+// focal_contrastive/: the places of the rows (layout.h), the arithmetic on a tile (product.h, sums.h, matrix.h), the
+// two passes (forward.h, backward.h); the focal formula is in ../focal.h.
 
 #include "focal_contrastive.h"
 

@@ -229,9 +229,9 @@ def focal_contrastive_backward(
         asked = [place for place in range(3) if wanted[place] and sources[place] is not None]
         low, high = (ends[asked[0]], ends[asked[-1] + 1]) if asked else (0, 0)
         dx = z.new_empty((z.shape[0], high - low, z.shape[2]))
-        part = rows.part(low, high)
-        for first, last in part.chunks(z.shape[1]):
-            chunk, here = part.part(first, last), slice(low + first, low + last)
+        of_asked = rows.part(low, high)
+        for first, last in of_asked.chunks(z.shape[1]):
+            chunk, here = of_asked.part(first, last), slice(low + first, low + last)
             d = _gradient_rows(chunk, rows, _Stats(*(s[:, here] for s in whole)), whole, options)
             if normalize:
                 d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z

@@ -20,8 +20,7 @@ _LONG = ("temperature", "beta", "ce_weight", "gamma", "classes", "ignore_index",
 _LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr")
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _WIDEST = 512  # wider rows have its tiles
-_LESS, _ROOMY = (80,), (90, 100)  # architectures whose programs find less than 227 KB of shared memory, and those
-_EVERY = _LESS + _ROOMY
+_ARCHITECTURES = (80, 90, 100)
 
 
 class Configuration(NamedTuple):
@@ -122,12 +121,12 @@ def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned
     less = 0 if aligned else 1
     multiples = ("width",) if aligned else ()
 
-    def sums(width: int, roomy: bool) -> dict[str, Any]:
-        tile = contrastive.sums_tile(dtype, width, variant, roomy)
+    def sums(width: int, architecture: int) -> dict[str, Any]:
+        tile = contrastive.sums_tile(dtype, width, variant, architecture)
         return tile.options() | {"WHOLE": width <= tile.width}
 
-    def gradient(tau: bool, width: int, roomy: bool) -> dict[str, Any]:
-        question = (dtype, width, variant, tau, roomy)
+    def gradient(tau: bool, width: int, architecture: int) -> dict[str, Any]:
+        question = (dtype, width, variant, tau, architecture)
         held = contrastive.held_tile(*question)
         tile = held or contrastive.matrix_tile(*question)
         options = tile.options() | {"WHOLE": width <= tile.width, "MATRIX": held is None}
@@ -145,14 +144,12 @@ def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned
 
 
 def _tiles(
-    options: Callable[[int, bool], dict[str, Any]], width: int, widest: int
+    options: Callable[[int, int], dict[str, Any]], width: int, widest: int
 ) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
     """The options of a launch, and the architectures it is for; none where they are those of the widest rows."""
-    some, more = (options(width, roomy) for roomy in (False, True))
-    if width == widest or some != options(widest, False):
-        yield some, _EVERY if some == more else _LESS
-    if some != more and (width == widest or more != options(widest, True)):
-        yield more, _ROOMY
+    others = [x for x in _ARCHITECTURES if width == widest or options(width, x) != options(widest, x)]
+    for tile, architectures in itertools.groupby(others, functools.partial(options, width)):
+        yield tile, tuple(architectures)
 
 
 def _configuration(
@@ -161,7 +158,7 @@ def _configuration(
     pointees: dict[str, torch.dtype],
     arguments: dict[str, Any],
     aligned: tuple[str, ...] = (),
-    architectures: tuple[int, ...] = _EVERY,
+    architectures: tuple[int, ...] = _ARCHITECTURES,
 ) -> Configuration:
     """A launch with these keyword ``arguments``.
 

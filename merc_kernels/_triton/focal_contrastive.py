@@ -24,6 +24,7 @@ from merc_kernels._triton.focal_contrastive_configuration import (
     ROW_BLOCK,
     Tile,
     Variant,
+    architecture,
     held_tile,
     matrix_tile,
     row_tile,
@@ -55,11 +56,6 @@ def _bits(value: float) -> int:
 def _length(count: int, device: torch.device) -> Any:
     """A loop's length: the interpreter takes no range of a run-time length with numpy 2.4."""
     return triton.language.constexpr(count) if device.type == "cpu" else count
-
-
-def _roomy(device: torch.device) -> bool:
-    """Whether a program finds 227 KB of shared memory: sm_90 and sm_100."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def _splits(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
@@ -121,7 +117,7 @@ class _Problem:
         self.bits = _bits(temperature), _bits(gamma)
         known = temperature if temperature_tensor is None else None
         self.variant = Variant.of(focal == _SIMILARITY, detach, gamma, self.normalize, known)
-        self.roomy = _roomy(self.device)
+        self.architecture = architecture(self.device)
 
 
 def _row_programs(rows: int, block: int, groups: int) -> tuple[int]:
@@ -220,7 +216,7 @@ def focal_contrastive(
 
 def _sums(p: _Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
     """Partial sums over the pairs, (splits, 5, G anchors)."""
-    tile = sums_tile(p.packed_dtype, p.width, p.variant, p.roomy)
+    tile = sums_tile(p.packed_dtype, p.width, p.variant, p.architecture)
     columns = p.total - p.first_candidate
     blocks = p.groups * triton.cdiv(p.anchors, tile.rows)
     splits, tiles = _splits(blocks, columns, tile, p.device, waves=4)
@@ -337,7 +333,7 @@ def _gradient(
     # An anchor meets the candidates, a candidate the anchors.
     first = 0 if source.first >= p.first_candidate else p.first_candidate
     columns = (p.total if source.first < p.anchors else p.anchors) - first
-    question = (p.packed_dtype, p.width, p.variant, taus is not None, p.roomy)
+    question = (p.packed_dtype, p.width, p.variant, taus is not None, p.architecture)
     in_registers = held_tile(*question)
     tile = in_registers or matrix_tile(*question)
 

@@ -60,6 +60,13 @@ class Variant(NamedTuple):
         }
 
 
+def architecture(device: torch.device) -> int:
+    """90 or 100 for sm_90 and sm_100, where a program finds 227 KB of shared memory; else 80, where it may find 99."""
+    if device.type != "cuda":
+        return 90
+    return {9: 90, 10: 100}.get(torch.cuda.get_device_capability(device)[0], 80)
+
+
 def _block(width: int) -> int:
     size: int = next_power_of_2(width)
     return max(16, size)
@@ -70,15 +77,17 @@ def _aligned(width: int) -> bool:
     return width % 16 == 0
 
 
-def sums_tile(dtype: torch.dtype, width: int, variant: Variant, roomy: bool) -> Tile:
-    """Tile of `pair_sums_kernel`; ``roomy``: a program finds 227 KB of shared memory (sm_90, sm_100)."""
+def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: int) -> Tile:
+    """Tile of `pair_sums_kernel` on an `architecture`."""
+    roomy = architecture >= 90
     block = _block(width)
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
-        return Tile(64, 64, min(block, 32), 2, 8, 3) if _aligned(width) else Tile(64, 32, 16, 2, 8, 3)
+        columns = 64 if _aligned(width) and variant.detach and variant.bounded else 32
+        return Tile(64, columns, min(block, 32 if _aligned(width) else 16), 2, 8, 3)
     widest = 64 if not roomy else 256 if _aligned(width) else 128
-    if variant.similarity and block <= widest:
+    if variant.similarity and (variant.detach or variant.bounded) and block <= widest:
         return Tile(128, 64, block, 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
         return Tile(128, 32, block, 2, 8, 3)
@@ -87,27 +96,28 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, roomy: bool) -> 
     return Tile(128 if _aligned(width) else 64, 32, 64, 2, 8, 3)  # the numbers of a pair leave no room for more
 
 
-def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy: bool) -> Tile | None:
+def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, architecture: int) -> Tile | None:
     """Tile of `pair_gradient_kernel` for rows that stay in registers with their gradient; None for wider ones."""
     block = _block(width)
     light = variant.similarity and variant.detach and variant.bounded and not tau
     widest = 64 if dtype == torch.float32 else 256 if _aligned(width) else 128
     if dtype == torch.float64 or block > widest:
         return None
-    if dtype != torch.float32 and light and (block <= 128 or roomy):
-        return Tile(128, 64, block, 2, 8, 2)
+    if dtype != torch.float32 and light and (block <= 128 or architecture >= 90):
+        return Tile(64 if block == 256 and architecture == 100 else 128, 64, block, 2, 8, 2)
     return Tile(32, 32, block, 2, 4, 2)  # the numbers of a pair leave no room for more
 
 
-def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, roomy: bool) -> Tile:
+def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, architecture: int) -> Tile:
     """Tile of `pair_gradient_kernel` where it writes W + W'."""
     block = _block(width)
     light = variant.similarity and variant.detach and variant.bounded and not tau
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:
-        return Tile(64, 32, min(block, 32), 2, 8, 3)
-    return Tile(128, 64, 64, 4, 8, 3) if light and (roomy or _aligned(width)) else Tile(64, 32, 64, 2, 8, 3)
+        return Tile(64, 32, min(block, 32 if _aligned(width) else 16), 2, 8, 3)
+    large = light and (architecture >= 90 or _aligned(width))
+    return Tile(128, 64, 64, 4, 8, 3) if large else Tile(64, 32, 64, 2, 8, 3)
 
 
 def row_tile(width: int) -> dict[str, int]:
@@ -115,7 +125,7 @@ def row_tile(width: int) -> dict[str, int]:
     block = next_power_of_2(width)
     warps = min(16, max(4, block // 512))
     return {
-        "BLOCK_N": max(1, 2048 // block),
+        "BLOCK_N": min(64, max(1, 1024 // block)),
         "BLOCK_D": block,
         "num_warps": warps,
         "maxnreg": min(255, 2048 // warps),

@@ -86,8 +86,9 @@ def test_every_instruction_set(isa):
     usual = _library._C.isa()
     if not _library._C.set_isa(isa):
         pytest.skip(f"this machine cannot run {isa}")
+    wide = {**CASES[0], "size": (70, 401), "dtype": torch.float32, "temperature": 0.07, "use": "refs with gradient"}
     try:
-        for case in CASES[:60]:
+        for case in (*CASES[:60], wide):  # features in several parts and a rest
             focal_cases.check(focal_cases.build(case), fused("cpu"))
     finally:
         _library._C.set_isa(usual)
