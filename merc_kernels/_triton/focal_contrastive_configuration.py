@@ -84,7 +84,8 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: in
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
-        columns = 64 if _aligned(width) and variant.detach and variant.bounded else 32
+        light = variant.detach and variant.bounded and variant.power < 3
+        columns = 64 if light and _aligned(width) else 32
         return Tile(64, columns, min(block, 32 if _aligned(width) else 16), 2, 8, 3)
     widest = 64 if not roomy else 256 if _aligned(width) else 128
     if variant.similarity and (variant.detach or variant.bounded) and block <= widest:
