@@ -117,8 +117,8 @@ Tensor unpack(
   Tensor tensor = empty(std::vector<int64_t>(size.begin(), size.end()), type);
   auto* data = static_cast<char*>(tensor.mutable_data_ptr());
   const int64_t bytes = width * static_cast<int64_t>(tensor.element_size());
-  const int64_t copies = source.shared() ? 1 : arguments.sizes.groups;
-  const int64_t groups = source.shared() ? arguments.sizes.groups : 1;
+  const int64_t copies = source.shared ? 1 : arguments.sizes.groups;
+  const int64_t groups = source.shared ? arguments.sizes.groups : 1;
   torch::stable::parallel_for(0, copies * source.rows, grain(width), [&](int64_t begin, int64_t end) {
     std::vector<A> sum(width);
     for (int64_t i = begin; i < end; ++i) {

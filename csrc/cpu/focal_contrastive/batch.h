@@ -79,9 +79,9 @@ class Batch {
   const Tensor& z() const { return z_; }
   const Tensor& norms() const { return norms_; }
   const Tensor& index() const { return index_; }
-  const A* unit_rows() const { return static_cast<const A*>(z_.const_data_ptr()); }
-  const A* lengths() const { return static_cast<const A*>(norms_.const_data_ptr()); }
-  const int64_t* order() const { return static_cast<const int64_t*>(index_.const_data_ptr()); }
+  const A* unit_rows() const { return unit_rows_; }
+  const A* lengths() const { return lengths_; }
+  const int64_t* order() const { return order_; }
 
   // Unit rows of a block as factors of a product: by rows and features, features and rows, rows and features.
   Left<A> left(const Block& block) const { return {row(block), arguments_.width, 1}; }
@@ -145,7 +145,10 @@ class Batch {
         z_(std::move(z)),
         norms_(std::move(norms)),
         index_(std::move(index)),
-        layout_(arguments.sizes, order()),
+        unit_rows_(static_cast<const A*>(z_.const_data_ptr())),
+        lengths_(static_cast<const A*>(norms_.const_data_ptr())),
+        order_(static_cast<const int64_t*>(index_.const_data_ptr())),
+        layout_(arguments.sizes, order_),
         keep_(keep),
         workers_(torch::stable::get_num_threads()),
         stride_(std::max(whole(layout_.largest_block()), kLanes)),
@@ -169,7 +172,6 @@ class Batch {
         panels.push_back({{begin, std::min(begin + vector, block.rows.end)}, block.padded_begin + row});
       }
     }
-    const A* unit = unit_rows();
     auto* transposed = static_cast<A*>(panels_.mutable_data_ptr());
     const auto count = static_cast<int64_t>(panels.size());
     torch::stable::parallel_for(0, count, grain(width * vector), [&](int64_t begin, int64_t end) {
@@ -179,7 +181,7 @@ class Batch {
           norms[row] = unit_row(row, z + row * width);
         }
         if (kernel_.transpose) {
-          kernel_.transpose(unit + rows.begin * width, rows.size(), width, transposed + padded_begin * width);
+          kernel_.transpose(unit_rows_ + rows.begin * width, rows.size(), width, transposed + padded_begin * width);
         }
       }
     });
@@ -192,17 +194,17 @@ class Batch {
     while (from >= source->first + source->rows || !source->tensor) {
       ++source;
     }
-    const Tensor& tensor = *source->tensor;
     const int64_t group = row / arguments_.sizes.rows();
-    const int64_t at = (source->shared() ? 0 : group * source->rows) + from - source->first;
-    const char* data = static_cast<const char*>(tensor.const_data_ptr()) +
-                       at * width * static_cast<int64_t>(tensor.element_size());
-    return kernel_.unit_row(data, tensor.scalar_type(), width, arguments_.normalize, to);
+    const int64_t at = (source->shared ? 0 : group * source->rows) + from - source->first;
+    return kernel_.unit_row(
+        source->data + at * source->row_bytes, source->tensor->scalar_type(), width, arguments_.normalize, to);
   }
 
   const Arguments& arguments_;
   const Kernels<A> kernel_;
   Tensor z_, norms_, index_;
+  const A *unit_rows_, *lengths_;
+  const int64_t* order_;
   Layout layout_;
   bool keep_, kept_ = false;
   int64_t workers_, stride_;

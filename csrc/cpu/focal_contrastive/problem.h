@@ -71,8 +71,9 @@ struct Weights {
 struct Source {
   std::optional<Tensor> tensor;
   int64_t first = 0, rows = 0;  // within a group
-
-  bool shared() const { return tensor->dim() == 2; }
+  bool shared = false;
+  const char* data = nullptr;
+  int64_t row_bytes = 0;
 };
 
 // The arguments of both passes, checked.
@@ -113,7 +114,9 @@ struct Arguments {
             ": expected float64 as the embeddings, or neither");
         const int64_t rows = tensors[i]->size(-2), tail[] = {rows, width};
         check_shape(names[i], *tensors[i], groups, tail, 2);
-        sources[i] = {torch::stable::contiguous(*tensors[i]), first, rows};
+        const Tensor tensor = torch::stable::contiguous(*tensors[i]);
+        const auto bytes = width * static_cast<int64_t>(tensor.element_size());
+        sources[i] = {tensor, first, rows, tensor.dim() == 2, static_cast<const char*>(tensor.const_data_ptr()), bytes};
         first += rows;
       }
     }
