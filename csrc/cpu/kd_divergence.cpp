@@ -1,5 +1,5 @@
-// Temperature-scaled divergence of a student from its teacher on the CPU: checks, allocation, threads. The rows are in
-// kd_divergence_rows.h.
+// Temperature-scaled divergence of a student from its teacher on the CPU: checks and allocation. The rows are in
+// kd_divergence/: each by itself (wide.h), or where classes are few many at once (narrow.h).
 //
 //   loss_r = weight_r (T^2 D(p, q) + ce_weight CE),  p = softmax(teacher / T),  q = softmax(student / T)
 //
@@ -8,155 +8,20 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
-#include <cmath>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../checks.h"
 #include "allocate.h"
-#include "isa.h"
 #include "kd_divergence.h"
+#include "kd_divergence/kernels.h"
+#include "kd_divergence/problem.h"
 
 namespace merc::cpu {
 namespace {
-
-enum class Direction : int64_t { forward = 0, reverse = 1, js = 2 };
-enum class Reduction : int64_t { none = 0, sum = 1, batchmean = 2 };
-enum class Save : int64_t { nothing = 0, numbers = 1, gradient = 2 };
-
-// Logits (G, N, C) with a unit last stride, or (N, C) shared by the groups.
-struct Logits {
-  const void* data;
-  ScalarType type;
-  int64_t rows_a_group, group_stride, row_stride, classes;
-  bool shared;
-
-  int64_t row_offset(int64_t row) const {
-    return (row / rows_a_group) * group_stride + (row % rows_a_group) * row_stride;
-  }
-};
-
-// Where a gradient goes: contiguous, or nowhere.
-struct Gradient {
-  void* data = nullptr;
-  ScalarType type = ScalarType::Float;
-};
-
-// What the backward pass needs of a row beside its logits. The means are K of js, A / Z_x else (kd_divergence_rows.h).
-template <class A>
-struct Row {
-  A max_student, max_teacher, z_student, z_teacher, mean_student, mean_teacher, z_raw;
-};
-
-constexpr int64_t kNumbers = sizeof(Row<float>) / sizeof(float);
-
-// (N,) shared by the groups, or (G, N).
-template <class T>
-struct PerRow {
-  const T* data = nullptr;
-  int64_t group_stride = 0;
-};
-
-struct Problem {
-  Logits student, teacher;
-  int64_t groups, rows_a_group, classes;
-  const void* temperatures;  // (N,) of the accumulation type, or null
-  PerRow<int64_t> labels;
-  PerRow<void> weights;  // of the accumulation type
-  bool wide_numbers;     // the accumulation type is float64
-  double temperature, beta, ce_weight, divisor;
-  bool scale_by_t2;
-  int64_t ignore_index;
-  Direction direction;
-  Save save = Save::nothing;
-  void* losses = nullptr;
-  void* rows = nullptr;
-  const void* grad = nullptr;
-  bool grad_is_scalar = true;
-  Gradient student_gradient, teacher_gradient;
-
-  int64_t label_of(int64_t row) const {
-    return labels.data[row / rows_a_group * labels.group_stride + row % rows_a_group];
-  }
-  bool kept(int64_t row) const {
-    if (labels.data == nullptr) {
-      return true;
-    }
-    const int64_t label = label_of(row);
-    return label != ignore_index && label >= 0 && label < classes;
-  }
-  double number(const void* from, int64_t index) const {
-    return wide_numbers ? static_cast<const double*>(from)[index] : static_cast<const float*>(from)[index];
-  }
-  double temperature_of(int64_t row) const {
-    return temperatures ? number(temperatures, row % rows_a_group) : temperature;
-  }
-  double weight_of(int64_t row) const {
-    return weights.data ? number(weights.data, row / rows_a_group * weights.group_stride + row % rows_a_group) : 1;
-  }
-};
-
-}  // namespace
-
-namespace plain {
-namespace {
-#include "vector_math.h"
-#include "kd_divergence_rows.h"
-}  // namespace
-}  // namespace plain
-
-#ifdef MERC_X86_KERNELS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,prefer-vector-width=256")
-namespace avx2 {
-namespace {
-#include "vector_math.h"
-#include "kd_divergence_rows.h"
-}  // namespace
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,prefer-vector-width=512")
-namespace avx512 {
-namespace {
-#include "vector_math.h"
-#include "kd_divergence_rows.h"
-}  // namespace
-}  // namespace avx512
-#pragma GCC pop_options
-#endif
-
-namespace {
-
-template <class A>
-void run(const Problem& p, bool forward) {
-  auto rows = forward ? plain::forward_rows<A> : plain::backward_rows<A>;
-#ifdef MERC_X86_KERNELS
-  if (isa() == Isa::avx512) {
-    rows = forward ? avx512::forward_rows<A> : avx512::backward_rows<A>;
-  } else if (isa() == Isa::avx2) {
-    rows = forward ? avx2::forward_rows<A> : avx2::backward_rows<A>;
-  }
-#endif
-  const int64_t count = forward ? p.groups * p.rows_a_group : p.rows_a_group;
-  const int64_t work = p.classes * (forward ? 1 : p.groups);
-  const int64_t grain = 8192 / (work > 0 ? work : 1) + 1;  // rows that are worth a thread
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { rows(p, begin, end); });
-}
-
-void run(const Problem& p, bool forward) {
-  if (p.wide_numbers) {
-    run<double>(p, forward);
-  } else {
-    run<float>(p, forward);
-  }
-}
 
 Tensor with_unit_stride(const Tensor& logits) {
   return logits.dim() > 0 && logits.stride(-1) == 1 ? logits : torch::stable::contiguous(logits);
