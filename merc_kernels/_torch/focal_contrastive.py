@@ -41,8 +41,8 @@ class _Rows(NamedTuple):
     def chunks(self, columns: int) -> Iterator[tuple[int, int]]:
         groups, rows = self.labels.shape
         most = max(1, _CHUNK // max(1, groups * columns))
-        count = -(-rows // most)
-        return ((rows * i // count, rows * (i + 1) // count) for i in range(count))  # alike: few rows round worse
+        count = -(-rows // most)  # of equal chunks: a short last one would round worse
+        return ((rows * i // count, rows * (i + 1) // count) for i in range(count))
 
 
 class _Stats(NamedTuple):
@@ -244,7 +244,9 @@ def focal_contrastive_backward(
             if x is None or place not in asked:
                 return z.new_empty(0, dtype=z.dtype if x is None else x.dtype)
             d = dx[:, ends[place] - low : ends[place + 1] - low]
-            return (d.sum(0) if x.dim() == 2 else d.contiguous()).to(x.dtype)
+            if x.dim() == 2:
+                return d.sum(0).to(x.dtype)
+            return d.to(x.dtype, memory_format=torch.contiguous_format, copy=True)  # the memory of its own
 
         of_temperature = z.new_zeros(() if temperature_grad else 0)
         if temperature_grad:
@@ -254,9 +256,4 @@ def focal_contrastive_backward(
                 cosine = chunk.z @ rows.z.mT
                 weights = _weights(cosine, chunk, rows, part, options, plain=True)
                 of_temperature -= (weights * cosine).sum() / options.temperature**2
-        return (
-            gradient(0),
-            gradient(1),
-            gradient(2),
-            of_temperature,
-        )
+        return gradient(0), gradient(1), gradient(2), of_temperature

@@ -147,8 +147,8 @@ def _tiles(
     options: Callable[[int, int], dict[str, Any]], width: int, widest: int
 ) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
     """The options of a launch, and the architectures it is for; none where they are those of the widest rows."""
-    others = [x for x in _ARCHITECTURES if width == widest or options(width, x) != options(widest, x)]
-    for tile, architectures in itertools.groupby(others, functools.partial(options, width)):
+    new = [x for x in _ARCHITECTURES if width == widest or options(width, x) != options(widest, x)]
+    for tile, architectures in itertools.groupby(new, functools.partial(options, width)):  # neighbours alone
         yield tile, tuple(architectures)
 
 

@@ -24,7 +24,7 @@ from merc_kernels._triton.focal_contrastive_configuration import (
     ROW_BLOCK,
     Tile,
     Variant,
-    architecture,
+    architecture_of,
     held_tile,
     matrix_tile,
     row_tile,
@@ -117,7 +117,7 @@ class _Problem:
         self.bits = _bits(temperature), _bits(gamma)
         known = temperature if temperature_tensor is None else None
         self.variant = Variant.of(focal == _SIMILARITY, detach, gamma, self.normalize, known)
-        self.architecture = architecture(self.device)
+        self.architecture = architecture_of(self.device)
 
 
 def _row_programs(rows: int, block: int, groups: int) -> tuple[int]:

@@ -50,6 +50,11 @@ class Variant(NamedTuple):
             precision,
         )
 
+    @property
+    def light(self) -> bool:
+        """Whether the numbers of a pair leave registers for large tiles: no derivative of the factor, no maximum."""
+        return self.detach and self.bounded
+
     def constants(self) -> dict[str, Any]:
         """The constants that every kernel of pairs takes from it."""
         return {
@@ -60,7 +65,7 @@ class Variant(NamedTuple):
         }
 
 
-def architecture(device: torch.device) -> int:
+def architecture_of(device: torch.device) -> int:
     """90 or 100 for sm_90 and sm_100, where a program finds 227 KB of shared memory; else 80, where it may find 99."""
     if device.type != "cuda":
         return 90
@@ -77,6 +82,11 @@ def _aligned(width: int) -> bool:
     return width % 16 == 0
 
 
+def _ieee_features(width: int) -> int:
+    """How many features a float32 product reads at a time: its factors come through registers."""
+    return min(_block(width), 32 if _aligned(width) else 16)
+
+
 def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: int) -> Tile:
     """Tile of `pair_sums_kernel` on an `architecture`."""
     roomy = architecture >= 90
@@ -84,9 +94,8 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: in
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:  # IEEE products are made of registers
-        light = variant.detach and variant.bounded and variant.power < 3
-        columns = 64 if light and _aligned(width) else 32
-        return Tile(64, columns, min(block, 32 if _aligned(width) else 16), 2, 8, 3)
+        columns = 64 if variant.light and variant.power < 3 and _aligned(width) else 32
+        return Tile(64, columns, _ieee_features(width), 2, 8, 3)
     widest = 64 if not roomy else 256 if _aligned(width) else 128
     if variant.similarity and (variant.detach or variant.bounded) and block <= widest:
         return Tile(128, 64, block, 2, 8, 3 if block <= 128 else 2)
@@ -100,7 +109,7 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: in
 def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, architecture: int) -> Tile | None:
     """Tile of `pair_gradient_kernel` for rows that stay in registers with their gradient; None for wider ones."""
     block = _block(width)
-    light = variant.similarity and variant.detach and variant.bounded and not tau
+    light = variant.light and not tau
     widest = 64 if dtype == torch.float32 else 256 if _aligned(width) else 128
     if dtype == torch.float64 or block > widest:
         return None
@@ -112,11 +121,11 @@ def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, archi
 def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, architecture: int) -> Tile:
     """Tile of `pair_gradient_kernel` where it writes W + W'."""
     block = _block(width)
-    light = variant.similarity and variant.detach and variant.bounded and not tau
+    light = variant.light and not tau
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if dtype == torch.float32:
-        return Tile(64, 32, min(block, 32 if _aligned(width) else 16), 2, 8, 3)
+        return Tile(64, 32, _ieee_features(width), 2, 8, 3)
     large = light and (architecture >= 90 or _aligned(width))
     return Tile(128, 64, 64, 4, 8, 3) if large else Tile(64, 32, 64, 2, 8, 3)
 

@@ -56,16 +56,16 @@ class Batch {
             empty({arguments.sizes.groups, arguments.sizes.rows()}, kType<A>), sorted(arguments.sizes, labels, dropped),
             keep) {
     auto* norms = static_cast<A*>(norms_.mutable_data_ptr());
-    for (int64_t row = 0; row < rows(); ++row) {  // where none stands
-      norms[row] = 0;
-    }
+    std::fill_n(norms, rows(), A(0));  // dropped rows have no length
     pack(static_cast<A*>(z_.mutable_data_ptr()), norms);
   }
 
   // As a forward pass left them.
   Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index)
       : Batch(arguments, std::move(z), std::move(norms), std::move(index), /*keep=*/false) {
-    pack(nullptr, nullptr);
+    if (kernel_.transpose) {
+      pack(nullptr, nullptr);
+    }
   }
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
@@ -84,14 +84,14 @@ class Batch {
   const int64_t* order() const { return order_; }
 
   // Unit rows of a block as factors of a product: by rows and features, features and rows, rows and features.
-  Left<A> left(const Block& block) const { return {row(block), arguments_.width, 1}; }
+  Left<A> left(const Block& block) const { return {rows_of(block), arguments_.width, 1}; }
   Right<A> transposed(const Block& block) const {
     return kernel_.transpose
                ? Right<A>{panels() + block.padded_begin * arguments_.width, kernel_.vector * arguments_.width,
                           kernel_.vector}
-               : Right<A>{row(block), arguments_.width, 1};
+               : Right<A>{rows_of(block), arguments_.width, 1};
   }
-  Right<A> right(const Block& block) const { return {row(block), kernel_.vector, arguments_.width}; }
+  Right<A> right(const Block& block) const { return {rows_of(block), kernel_.vector, arguments_.width}; }
 
   // Memory for `rows` rows of a tile, for each worker.
   Tensor scratch(int64_t rows) const { return empty({workers_, rows, stride_}, kType<A>); }
@@ -111,9 +111,9 @@ class Batch {
     if (kept_) {
       return view;
     }
-    const int64_t height = rows.rows.size(), n = columns.rows.size(), vector = kernel_.vector;
+    const int64_t height = rows.rows.size(), n = columns.rows.size();
     kernel_.multiply(
-        height, arguments_.width, (n + vector - 1) / vector * vector, left(rows), transposed(columns),
+        height, arguments_.width, whole(n, kernel_.vector), left(rows), transposed(columns),
         {to, stride_, false});
     for (int64_t i = 0; i < height; ++i) {
       A* row = to + i * stride_;
@@ -155,7 +155,7 @@ class Batch {
         tiles_(empty({keep ? static_cast<int64_t>(layout_.tiles().size()) : workers_, stride_, stride_}, kType<A>)),
         panels_(empty({kernel_.transpose ? layout_.padded_rows() : 0, arguments.width}, kType<A>)) {}
 
-  const A* row(const Block& block) const { return unit_rows() + block.rows.begin * arguments_.width; }
+  const A* rows_of(const Block& block) const { return unit_rows() + block.rows.begin * arguments_.width; }
   const A* panels() const { return static_cast<const A*>(panels_.const_data_ptr()); }
 
   // A vector of rows at a time: unit rows and their lengths where they are asked for, and those rows transposed.
@@ -177,8 +177,10 @@ class Batch {
     torch::stable::parallel_for(0, count, grain(width * vector), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const auto& [rows, padded_begin] = panels[i];
-        for (int64_t row = rows.begin; z && row < rows.end; ++row) {
-          norms[row] = unit_row(row, z + row * width);
+        if (z) {
+          for (int64_t row = rows.begin; row < rows.end; ++row) {
+            norms[row] = unit_row(row, z + row * width);
+          }
         }
         if (kernel_.transpose) {
           kernel_.transpose(unit_rows_ + rows.begin * width, rows.size(), width, transposed + padded_begin * width);

@@ -1,18 +1,21 @@
 // The arithmetic of the focal contrastive loss, compiled once for each instruction set, and the choice among them.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
-#include <vector>
 
 #include "../isa.h"
-#include "../matrix_product.h"
+#include "factors.h"
 #include "problem.h"
 
 // The loops over columns are functions of their own: with what they read and write apart, and a count that is seen to be
@@ -24,6 +27,7 @@ namespace merc::cpu {
 namespace plain {
 namespace {
 #include "../vector_math.h"
+#include "blas_product.h"
 #include "sums.h"
 #include "matrix.h"
 #include "unit_rows.h"
@@ -37,9 +41,9 @@ namespace avx2 {
 namespace {
 constexpr int kVector = 8, kRows = 4, kVectors = 3;  // of product.h: 12 of 16 registers sum
 #include "../vector_math.h"
+#include "product.h"
 #include "sums.h"
 #include "matrix.h"
-#include "product.h"
 #include "unit_rows.h"
 }  // namespace
 }  // namespace avx2
@@ -50,9 +54,9 @@ namespace avx512 {
 namespace {
 constexpr int kVector = 16, kRows = 8, kVectors = 2;  // 16 of 32
 #include "../vector_math.h"
+#include "product.h"
 #include "sums.h"
 #include "matrix.h"
-#include "product.h"
 #include "unit_rows.h"
 }  // namespace
 }  // namespace avx512
@@ -69,14 +73,15 @@ struct Kernels {
   A (*unit_row)(const void*, ScalarType, int64_t, bool, A*);
   decltype(&plain::add_row_gradient<A>) add_row_gradient;
   void (*store_row)(const A*, int64_t, ScalarType, void*);
-  decltype(&blas::multiply<A>) multiply;
-  int64_t vector;  // columns of a right factor
-  void (*transpose)(const A*, int64_t, int64_t, A*);
+  decltype(&plain::multiply<A>) multiply;
+  int64_t vector;  // columns of a right factor that stand together
+  void (*transpose)(const A*, int64_t, int64_t, A*);  // null: a right factor needs none
 };
 
-#define MERC_KERNELS(isa, ...) \
+#define MERC_KERNELS(isa) \
   Kernels<A> { \
-    isa::sum_tile<A>, isa::matrix_tile<A>, isa::unit_row<A>, isa::add_row_gradient<A>, isa::store_row<A>, __VA_ARGS__ \
+    isa::sum_tile<A>, isa::matrix_tile<A>, isa::unit_row<A>, isa::add_row_gradient<A>, isa::store_row<A>, \
+        isa::multiply, isa::kVector, isa::transpose \
   }
 
 template <class A>
@@ -84,14 +89,14 @@ Kernels<A> kernels() {
 #ifdef MERC_X86_KERNELS
   if constexpr (std::is_same_v<A, float>) {  // exp and log of a double are no vector code
     if (isa() == Isa::avx512) {
-      return MERC_KERNELS(avx512, avx512::multiply, avx512::kVector, avx512::transpose);
+      return MERC_KERNELS(avx512);
     }
     if (isa() == Isa::avx2) {
-      return MERC_KERNELS(avx2, avx2::multiply, avx2::kVector, avx2::transpose);
+      return MERC_KERNELS(avx2);
     }
   }
 #endif
-  return MERC_KERNELS(plain, blas::multiply<A>, 1, nullptr);
+  return MERC_KERNELS(plain);
 }
 
 }  // namespace

@@ -8,9 +8,9 @@
 
 namespace merc::cpu {
 
-// Numbers a row of a tile is padded to: the widest vector.
+// The widest vector: rows of a tile are padded to it, and blocks begin at its multiples.
 constexpr int64_t kLanes = 16;
-constexpr int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+constexpr int64_t whole(int64_t n, int64_t vector = kLanes) { return (n + vector - 1) / vector * vector; }
 
 // Rows [begin, end) of all groups together.
 struct Range {
@@ -29,7 +29,7 @@ constexpr int kSegments = 3;
 struct Block {
   Range rows;
   int segment;
-  int64_t padded_begin;  // where each block is padded
+  int64_t padded_begin;  // its first row, if every block is padded
   int tiles = 0;         // that it takes part in
 };
 

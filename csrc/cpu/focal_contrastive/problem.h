@@ -138,7 +138,7 @@ struct Arguments {
 
   template <class A>
   Options<A> options() const {
-    return {static_cast<A>(temperature), static_cast<A>(gamma), A(normalize ? 1 : 0), focal,
+    return {static_cast<A>(temperature), static_cast<A>(gamma), A(bounded() ? 1 : 0), focal,
             power_of(gamma),             detached,              bounded()};
   }
 };

@@ -1,4 +1,5 @@
-// Products of tiles, for one instruction set; included inside its namespace, hence no include guard.
+// Products of tiles, for one instruction set; included inside its namespace, hence no include guard, after
+//   kVector  numbers of a vector;  kRows, kVectors  of the product that registers hold at a time.
 //
 // A few rows by a few vectors of columns stay in registers over the depth. Both factors lie in the cache, and the right
 // one in vectors, so that nothing is packed: where tiles are small, a BLAS spends a fifth of its time on that and on the
@@ -49,6 +50,9 @@ void multiply_strip(int64_t height, int64_t depth, Left<float> a, Right<float> b
   }
 }
 
+constexpr int64_t kDepth = 192;  // of a part
+
+// Of a depth of kDepth at most.
 inline void multiply_columns(
     int64_t rows, int64_t depth, int64_t columns, Left<float> a, Right<float> b, Product<float> c) {
   int64_t vectors = columns / kVector;
@@ -68,24 +72,26 @@ inline void multiply_columns(
     return;
   }
   // The last columns, in copies: a whole vector would reach over the end of the memory.
-  std::vector<float> copies((depth + rows) * kVector);
-  float *last = copies.data(), *product = last + depth * kVector;
+  float last[kDepth * kVector] = {}, product[kRows * kVector];
   for (int64_t k = 0; k < depth; ++k) {
     std::copy_n(b.data + k * b.depth, rest, last + k * kVector);
   }
-  multiply_strip<1>(rows, depth, a, {last, 0, kVector}, {product, kVector, false});
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < rest; ++j) {
-      float& to = c.data[i * c.stride + j];
-      to = product[i * kVector + j] + (c.add ? to : 0);
+  for (int64_t first = 0; first < rows; first += kRows) {
+    const int64_t some = std::min<int64_t>(rows - first, kRows);
+    multiply_strip<1>(
+        some, depth, {a.data + first * a.row, a.row, a.depth}, {last, 0, kVector}, {product, kVector, false});
+    for (int64_t i = 0; i < some; ++i) {
+      for (int64_t j = 0; j < rest; ++j) {
+        float& to = c.data[(first + i) * c.stride + j];
+        to = product[i * kVector + j] + (c.add ? to : 0);
+      }
     }
   }
 }
 
-// In parts of the depth: sums of fewer terms round less, and a strip of b stays in the first cache.
+// In parts of the depth: sums of fewer terms round less.
 inline void multiply(int64_t rows, int64_t depth, int64_t columns, Left<float> a, Right<float> b, Product<float> c) {
-  constexpr int64_t most = 192;
-  const int64_t parts = std::max<int64_t>((depth + most - 1) / most, 1);
+  const int64_t parts = std::max<int64_t>((depth + kDepth - 1) / kDepth, 1);
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t begin = depth * part / parts, end = depth * (part + 1) / parts;
     multiply_columns(

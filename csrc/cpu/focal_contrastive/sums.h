@@ -1,7 +1,8 @@
 // The sums of one tile of cosines, for one instruction set; included inside its namespace, hence no include guard.
 //
 // Row i of a tile is an anchor, column j a candidate; in a mutual tile j is an anchor and i its candidate as well. With
-// s' = (cosine - centre) / tau and L' = L - centre / tau, where centre = 1 for unit rows, so that nothing overflows:
+// s' = (cosine - centre) / tau and L' = L - centre / tau, where centre = 1 in bounded tiles, so that nothing overflows,
+// and else 0, as it would cost a rounding:
 //   E_i = sum_j e^(s'_ij - m_i), L'_i = m_i + log E_i;  over positives H_i = sum h, V_i = sum h s'
 //   or, in a pass of its own once L' is known, H_i = sum dg/dL, V_i = sum h l, l = s' - L'_i
 // In a bounded tile m = 0. Else m is the maximum: l = s - L = (s' - m) - log E then loses nothing where a positive holds

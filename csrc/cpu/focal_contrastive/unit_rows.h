@@ -40,7 +40,7 @@ A unit_row(const void* from, int64_t n, bool normalize, A* __restrict to) {
   const A inverse = 1 / length;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    to[i] = to[i] * scale * inverse;
+    to[i] = divide(to[i] * scale, length, inverse);
   }
   return length / scale;
 }

@@ -1,36 +1,8 @@
-// Products of tiles by the BLAS that torch carries. Inside torch::stable::parallel_for each takes one thread.
-#pragma once
+// Products of tiles by the BLAS that torch carries, where there is no product.h; included inside a namespace, hence no
+// include guard. Inside torch::stable::parallel_for each takes one thread.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-
-namespace merc::cpu {
-
-// The factors of a product a b: numbers from one row, or one step of the depth, to the next. The columns of b stand in
-// vectors, of as many as the instruction set takes at a time: 1 for the BLAS.
-template <class A>
-struct Left {
-  const A* data;
-  int64_t row, depth;
-};
-template <class A>
-struct Right {
-  const A* data;
-  int64_t vector, depth;
-};
-
-// The product, its rows `stride` apart; `add`: to what stands there.
-template <class A>
-struct Product {
-  A* data;
-  int64_t stride;
-  bool add;
-};
-
-namespace blas {
+constexpr int kVector = 1;
+constexpr std::nullptr_t transpose = nullptr;  // the BLAS takes right factors as they are
 
 // A view of memory that somebody else owns, as a tensor.
 template <class A>
@@ -61,6 +33,3 @@ void multiply(int64_t rows, int64_t depth, int64_t columns, Left<A> a, Right<A> 
       c.add ? aoti_torch_cpu_addmm_out(product.handle(), product.handle(), left.handle(), right.handle(), 1, 1)
             : aoti_torch_cpu_mm_out(product.handle(), left.handle(), right.handle()));
 }
-
-}  // namespace blas
-}  // namespace merc::cpu
