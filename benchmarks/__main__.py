@@ -22,7 +22,7 @@ from benchmarks import regression
 from benchmarks.environment import RESULTS
 from benchmarks.harness import Budget, Harness
 from benchmarks.memory import available
-from benchmarks.results_file import load, store
+from benchmarks.results_file import load, prepare, store
 
 SUBJECTS = {"kd_divergence": 0.2, "focal_contrastive": 0.8, "training_step": 0.9, "epoch": 1.0}  # share of the time
 SECONDS = {"cpu": 45.0, "cuda": 12.0}  # of one provider in one cell
@@ -40,6 +40,8 @@ def main() -> int:
     subjects = options.subjects or list(SUBJECTS)
     if unknown := set(subjects) - set(SUBJECTS):
         parser.error(f"SUBJECT: expected some of {', '.join(SUBJECTS)}, got {', '.join(sorted(unknown))}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device is available")
     memory = torch.cuda.mem_get_info()[0] if options.device == "cuda" else int(0.6 * available())
     budget = Budget(5.0 if options.quick else SECONDS[options.device], memory)
     harness = Harness(options.device, budget, lambda text: print(text, flush=True))
@@ -49,6 +51,7 @@ def main() -> int:
     started, last = time.monotonic(), max(SUBJECTS[name] for name in subjects)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.results or (Path(scratch) if options.quick else RESULTS)
+        prepare(folder)
         bad = []
         try:
             for name in subjects:
@@ -66,7 +69,7 @@ def main() -> int:
             return 0
         for row in bad:
             print(f"{row['status']}: {row['subject']} {row['provider']}: {row.get('reason', row.get('error'))}")
-        slower = regression.report(load(folder), load(), tolerance=regression.QUICK_TOLERANCE)
+        slower = regression.report(load(folder), load())
         return 1 if bad or slower else 0
 
 

@@ -10,6 +10,7 @@ does not stop the next one. FOLDER gets the device's result file, gpu-run.json (
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
@@ -68,6 +70,19 @@ def parts(folder: Path) -> list[Part]:
         Part("memcheck", [sanitizer, *SANITIZER, "memcheck", python, *CHECKED], 50, 30, alone),
         Part("racecheck", [sanitizer, *SANITIZER, "racecheck", python, *CHECKED], 50, 5),
     ]
+
+
+def lacking() -> str | None:
+    """What this machine or this Python lacks for any part, in one line."""
+    modules = ("torch", "setuptools", "pybind11", "pytest", "pytest_benchmark", "numpy")
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"{sys.executable} has no {', '.join(absent)}: name another with make gpu PYTHON=, or install it there"
+    if int(version("setuptools").split(".")[0]) < 77:
+        return f"{sys.executable} has setuptools {version('setuptools')}: pyproject.toml needs 77 or newer"
+    import torch
+
+    return None if torch.cuda.is_available() else f"torch {torch.__version__} of {sys.executable} finds no CUDA device"
 
 
 def run(part: Part, left: float, log: IO[str]) -> Outcome:
@@ -138,8 +153,12 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--minutes", type=float, default=8.6)
     options = parser.parse_args()
+    if problem := lacking():
+        parser.exit(2, f"make gpu: {problem}\n")
+    from benchmarks.results_file import prepare  # needs torch
+
     folder = options.results.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder)
     end = time.monotonic() + 60 * options.minutes
     outcomes: list[Outcome] = []
     with (folder / "gpu-run.log").open("w") as log:

@@ -1,6 +1,6 @@
 """Compares results with the committed ones by ratio to a provider of the same run, never by absolute time.
 
-    python -m benchmarks.regression FOLDER [--tolerance 1.25]
+    python -m benchmarks.regression FOLDER [--tolerance RATIO]
 
 FOLDER holds new result files; a file is compared with the committed one of the same name. For each cell and pass that
 both have, the median of each of our providers is divided by that of a peer of its own run, ``eager`` or ``chunked``; a
@@ -58,7 +58,7 @@ def slower(new: Result, old: Result, tolerance: float) -> Iterator[str]:
             yield f"{provider}, {cell}: {ratio:.3g} of {peer}'s time, it was {before[key][0]:.3g}"
 
 
-def report(new: list[Result], old: list[Result], tolerance: float) -> bool:
+def report(new: list[Result], old: list[Result], tolerance: float | None = None) -> bool:
     """Print what got slower, or that nothing can be compared; whether anything did."""
     committed = {result["file"]: result for result in old}
     bad = False
@@ -66,9 +66,10 @@ def report(new: list[Result], old: list[Result], tolerance: float) -> bool:
         if result["file"] not in committed:
             print(f"{result['file']}: no committed result of this device to compare with")
             continue
+        limit = tolerance or (QUICK_TOLERANCE if result.get("scale") == "quick" else TOLERANCE)
         common = len(ratios(result).keys() & ratios(committed[result["file"]]).keys())
-        lines = list(slower(result, committed[result["file"]], tolerance))
-        print("\n".join([f"{result['file']}: {common} ratios compared, {len(lines)} slower by {tolerance:g}×", *lines]))
+        lines = list(slower(result, committed[result["file"]], limit))
+        print("\n".join([f"{result['file']}: {common} ratios compared, {len(lines)} slower by {limit:g}×", *lines]))
         bad = bad or bool(lines)
     return bad
 
@@ -78,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--committed", type=Path, default=RESULTS)
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE)
+    parser.add_argument("--tolerance", type=float, help=f"{TOLERANCE:g}, and {QUICK_TOLERANCE:g} of quick results")
     options = parser.parse_args()
     return int(report(load(options.folder), load(options.committed), options.tolerance))
 

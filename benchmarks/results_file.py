@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,32 @@ def store(run: Run, device: str, folder: Path = RESULTS, scale: str = "full") ->
     file = slug(name, None if device == "cuda" else where["threads"]) + ("" if scale == "full" else f"-{scale}")
     path = folder / f"{file}.json"
     start = {"device": name, "kind": device, "scale": scale, "runs": []}
-    result = json.loads(path.read_text()) if path.exists() else start
+    result = _read(path) if path.exists() else start
     runs = [old for old in result["runs"] if old["subject"] != run["subject"]] + [{**run, "environment": where}]
     result["runs"] = sorted(runs, key=lambda run: str(run["subject"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(dumps(result))
+    partial = path.with_suffix(".partial")
+    partial.write_text(dumps(result))
+    partial.replace(path)
     return path
+
+
+def prepare(folder: Path) -> None:
+    """See, before anything is measured, that results can be written there and added to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SystemExit(f"--results: {folder} cannot be written to: {error.strerror}") from None
+    load(folder)
+
+
+def _read(path: Path) -> Result:
+    try:
+        result: Result = json.loads(path.read_text())
+    except ValueError:
+        raise SystemExit(f"{path} is not valid JSON: remove it, and measure again") from None
+    return result
 
 
 def dumps(result: Result) -> str:
@@ -46,7 +67,9 @@ def dumps(result: Result) -> str:
 
 def load(folder: Path = RESULTS) -> list[Result]:
     """Every file, CPUs first."""
-    results = [json.loads(path.read_text()) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is no folder of results")
+    results = [_read(path) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted((x for x in results if "kind" in x), key=lambda result: (result["kind"] != "cpu", result["file"]))
 
 

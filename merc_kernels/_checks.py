@@ -8,6 +8,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -65,13 +66,11 @@ def choice(name: str, value: object, options: Sequence[str]) -> None:
         fail(name, " or ".join(repr(option) for option in options), value)
 
 
-def number(name: str, value: object, *, above: float | None = None, below: float = math.inf) -> None:
-    """``value`` is a finite Python number in (above, below), or in [0, below) where ``above`` is None."""
+def number(name: str, value: Any, *, above: float | None = None, below: float = math.inf) -> None:
+    """``value`` is a finite number in (above, below), or in [0, below) where ``above`` is None."""
+    real = isinstance(value, (int, float, Real)) and not isinstance(value, bool)  # numpy's numbers too
     if (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and (value >= 0 if above is None else value > above)
-        and value < below  # a NaN compares False
+        real and (value >= 0 if above is None else value > above) and value < below  # a NaN compares False
     ):
         return
     expected = "a finite number >= 0" if above is None else f"a finite number > {above:g}"
@@ -311,7 +310,7 @@ def kd_tensors(
         if readable(temperature):
             good = _positive(temperature)
             if labels is not None:  # the temperature of a row that every group ignores is not used
-                good |= (labels == ignore_index).expand(*groups, rows).reshape(-1, rows).all(0)
+                good |= (labels == ignore_index).expand(*groups, rows).reshape(math.prod(groups), rows).all(0)
             elements("temperature", "finite numbers > 0", temperature, good)
     else:
         number("temperature", temperature, above=0)

@@ -185,8 +185,8 @@ def class_balanced_weights(class_counts: Sequence[float] | Tensor, alpha: float 
     scale: there they sum to 1.
 
     Args:
-        class_counts: n_c, the number of rows of each class: a sequence of numbers, or a ``(C,)`` tensor of
-            integers or floats.
+        class_counts: n_c, the number of rows of each class: a sequence of numbers, a ``(C,)`` array, or a ``(C,)``
+            tensor of integers or floats.
         alpha: >= 0; 0 weighs the classes present alike.
 
     Returns:
@@ -197,6 +197,8 @@ def class_balanced_weights(class_counts: Sequence[float] | Tensor, alpha: float 
             only under ``MERC_CHECK=1``); an alpha that is negative.
     """
     _checks.number("alpha", alpha)
+    if not isinstance(class_counts, Tensor) and hasattr(class_counts, "tolist"):  # an array
+        class_counts = class_counts.tolist()
     _checks.class_counts(class_counts)
     if isinstance(class_counts, Tensor):
         double = class_counts.dtype == torch.float64

@@ -93,11 +93,14 @@ class RunFolder:
         values = self.read_json("config.json")
         if values.get("format") != FORMAT:
             raise UserError(f"{self.path}: run format {values.get('format')!r}; this version reads {FORMAT}")
+        path = self.path / "config.json"
         try:
-            config = Config().changed(values["config"])
+            config = Config().changed(dict(values["config"]))
             return Record(config, values["seed"], values["label_names"], values["corpus"])
         except KeyError as error:
-            raise UserError(f"{self.path / 'config.json'}: no {error.args[0]!r}; the file was changed") from None
+            raise UserError(f"{path}: no {error.args[0]!r}; the file was changed") from None
+        except (UserError, TypeError) as error:
+            raise UserError(f"{path}: {error}; the file was changed") from None
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the folder's JSON files."""
@@ -109,7 +112,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except ValueError:
-            raise UserError(f"{path}: not valid JSON; the file was changed") from None
+            raise UserError(f"{path}: not valid JSON; the file was changed: train in another folder") from None
         if not isinstance(values, dict):
             raise UserError(f"{path}: expected a JSON object; the file was changed")
         return values

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import figure, gpu, regression, report, tables
-from benchmarks.results_file import dumps, load, slug
+from benchmarks.results_file import dumps, load, prepare, slug
 
 ENVIRONMENT = {"cpu": "A CPU", "gpu": None, "threads": 2, "torch": "2.13.0", "commit": "0123456789ab+", "command": "c"}
 
@@ -124,6 +124,27 @@ def test_json_has_a_row_a_line(result):
     text = dumps({"runs": [{"rows": result["runs"][0]["rows"]}]})
     assert json.loads(text)["runs"][0]["rows"] == result["runs"][0]["rows"]
     assert sum("median_ms" in line for line in text.splitlines()) == 8
+
+
+def test_a_folder_that_cannot_take_results_is_refused_before_anything_is_measured(tmp_path: Path):
+    file = tmp_path / "file.json"
+    file.write_text('{"runs": [')
+    with pytest.raises(SystemExit, match=r"file\.json is not valid JSON"):
+        prepare(tmp_path)
+    with pytest.raises(SystemExit, match="cannot be written to"):
+        prepare(file / "folder")
+    prepare(tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(SystemExit, match="is no folder of results"):
+        load(tmp_path / "nowhere")
+
+
+def test_what_a_gpu_run_needs_is_named_first(monkeypatch, capsys):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "pybind11" else object())
+    monkeypatch.setattr(gpu.sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "has no pybind11" in capsys.readouterr().err
 
 
 def test_the_gpu_run_goes_on_past_a_failed_part(tmp_path: Path):

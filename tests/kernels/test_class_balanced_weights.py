@@ -1,5 +1,6 @@
 """(N / n_c)^alpha, mean 1 over the classes present."""
 
+import numpy
 import pytest
 import torch
 
@@ -24,7 +25,14 @@ def test_an_absent_class_weighs_nothing_and_does_not_count():
 
 def test_kinds_of_counts():
     wanted = class_balanced_weights([4, 2, 1])
-    for counts in ((4, 2, 1), [4.0, 2.0, 1.0], *(torch.tensor([4, 2, 1], dtype=d) for d in (torch.int32, torch.half))):
+    array = numpy.bincount([0, 0, 0, 0, 1, 1, 2])
+    for counts in (
+        (4, 2, 1),
+        [4.0, 2.0, 1.0],
+        array,
+        list(array),
+        *(torch.tensor([4, 2, 1], dtype=d) for d in (torch.int32, torch.half)),
+    ):
         weights = class_balanced_weights(counts)
         assert weights.dtype == torch.float32
         assert torch.equal(weights, wanted)

@@ -75,10 +75,11 @@ def test_no_row_to_distil_is_zero_with_a_graph(shape, labels, reduction):
     lead = shape if isinstance(shape, tuple) else (shape,)
     s, t = torch.randn(*lead, 40, requires_grad=True), torch.randn(*lead, 40)
     ignored = torch.full_like(labels, -100)
-    loss = kd_divergence(s, t, labels=ignored, ce_weight=1.0, reduction=reduction)
-    assert loss.shape == (lead if reduction == "none" else ())
-    assert (loss == 0).all()
-    assert (torch.autograd.grad(loss.sum(), s)[0] == 0).all()
+    for temperature in (2.0, torch.full(lead[-1:], 2.0)):
+        loss = kd_divergence(s, t, labels=ignored, ce_weight=1.0, temperature=temperature, reduction=reduction)
+        assert loss.shape == (lead if reduction == "none" else ())
+        assert (loss == 0).all()
+        assert (torch.autograd.grad(loss.sum(), s)[0] == 0).all()
 
 
 def test_one_row_to_count_divides_by_one():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,6 +314,12 @@ def test_bad_files_get_one_line(finished: Path, corpus_path: Path, tmp_path: Pat
     assert "cut short" in failure(["train", "--data", str(cut)], capsys)
     assert "is not a run folder" in failure(["evaluate", str(tmp_path)], capsys)
     assert "is not a run folder" in failure(["predict", str(cut), str(cut)], capsys)
+    for config in ([], {"epochs": "a"}):
+        damaged = tmp_path / "damaged"
+        shutil.copytree(finished, damaged, dirs_exist_ok=True)
+        values = json.loads((finished / "config.json").read_text())
+        (damaged / "config.json").write_text(json.dumps(values | {"config": config}))
+        assert "config.json: " in failure(["evaluate", str(damaged)], capsys)
     assert "no such file" in failure(["predict", str(finished), str(tmp_path / "nowhere.json")], capsys)
     assert "holds 15 dialogues" in failure(["predict", str(finished), str(corpus_path)], capsys)
     assert "no such file" in failure(
