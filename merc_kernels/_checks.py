@@ -7,6 +7,7 @@ costs nothing: on the CPU, and elsewhere only under ``MERC_CHECK=1``; never whil
 import functools
 import math
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, NoReturn
@@ -31,7 +32,7 @@ def fail(name: str, expected: str, actual: object) -> NoReturn:
         dtype = str(actual.dtype).removeprefix("torch.")
         actual = f"{dtype} tensor of shape {_shape_text(tuple(actual.shape))} on {actual.device}"
     else:
-        actual = repr(actual)
+        actual = reprlib.repr(actual)  # of a long list the first few
     raise ValueError(f"{name}: expected {expected}, got {actual}")
 
 
