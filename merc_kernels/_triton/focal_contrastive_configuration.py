@@ -97,7 +97,8 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: in
         columns = 64 if variant.light and variant.power < 3 and _aligned(width) else 32
         return Tile(64, columns, _ieee_features(width), 2, 8, 3)
     widest = 64 if not roomy else 256 if _aligned(width) else 128
-    if variant.similarity and (variant.detach or variant.bounded) and block <= widest:
+    half_light = roomy and (variant.detach or variant.bounded)
+    if variant.similarity and (variant.light or half_light) and block <= widest:
         return Tile(128, 64, block, 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
         return Tile(128, 32, block, 2, 8, 3)
