@@ -99,7 +99,7 @@ class RunFolder:
             return Record(config, values["seed"], values["label_names"], values["corpus"])
         except KeyError as error:
             raise UserError(f"{path}: no {error.args[0]!r}; the file was changed") from None
-        except (UserError, TypeError) as error:
+        except (UserError, TypeError, ValueError) as error:
             raise UserError(f"{path}: {error}; the file was changed") from None
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def focal_contrastive_backward(
             d = dx[:, ends[place] - low : ends[place + 1] - low]
             if x.dim() == 2:
                 return d.sum(0).to(x.dtype)
-            return d.to(x.dtype, memory_format=torch.contiguous_format, copy=True)  # the memory of its own
+            return d.to(x.dtype, memory_format=torch.contiguous_format, copy=True)  # memory of its own
 
         of_temperature = z.new_zeros(() if temperature_grad else 0)
         if temperature_grad:

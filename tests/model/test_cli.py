@@ -314,7 +314,7 @@ def test_bad_files_get_one_line(finished: Path, corpus_path: Path, tmp_path: Pat
     assert "cut short" in failure(["train", "--data", str(cut)], capsys)
     assert "is not a run folder" in failure(["evaluate", str(tmp_path)], capsys)
     assert "is not a run folder" in failure(["predict", str(cut), str(cut)], capsys)
-    for config in ([], {"epochs": "a"}):
+    for config in ([], "abc", {"epochs": "a"}):
         damaged = tmp_path / "damaged"
         shutil.copytree(finished, damaged, dirs_exist_ok=True)
         values = json.loads((finished / "config.json").read_text())
