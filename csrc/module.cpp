@@ -31,7 +31,7 @@ std::optional<Tensor> optional_of(void* handle) {
 
 void* handle_of(const Tensor& tensor) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
   return handle;
 }
 

@@ -38,7 +38,7 @@ inline Tensor empty(const std::vector<int64_t>& size, ScalarType type) {
   }
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(size.size()), size.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());

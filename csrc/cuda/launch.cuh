@@ -22,7 +22,7 @@ class Place {
  public:
   explicit Place(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
     void* stream;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
@@ -43,7 +43,7 @@ class Place {
     }
     const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         static_cast<int64_t>(size.size()), size.data(), strides.data(), dtype, aoti_torch_device_type_cuda(), device_,
         &handle));
     return Tensor(handle);

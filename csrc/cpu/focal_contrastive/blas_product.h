@@ -10,7 +10,7 @@ class Matrix {
  public:
   Matrix(const A* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
     const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
         const_cast<A*>(data), 2, sizes, strides, 0,
         sizeof(A) == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
         &handle_));
@@ -29,7 +29,7 @@ template <class A>
 void multiply(int64_t rows, int64_t depth, int64_t columns, Left<A> a, Right<A> b, Product<A> c) {
   const Matrix<A> left(a.data, rows, depth, a.row, a.depth), right(b.data, depth, columns, b.depth, b.vector);
   const Matrix<A> product(c.data, rows, columns, c.stride, 1);
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       c.add ? aoti_torch_cpu_addmm_out(product.handle(), product.handle(), left.handle(), right.handle(), 1, 1)
             : aoti_torch_cpu_mm_out(product.handle(), left.handle(), right.handle()));
 }
