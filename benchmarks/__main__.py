@@ -10,6 +10,7 @@ failed, was wrong, or is slower beside its peer than in the committed result of 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import tempfile
 import time
@@ -44,7 +45,6 @@ def main() -> int:
         parser.error("--device cuda: no CUDA device is available")
     memory = torch.cuda.mem_get_info()[0] if options.device == "cuda" else int(0.6 * available())
     budget = Budget(5.0 if options.quick else SECONDS[options.device], memory)
-    harness = Harness(options.device, budget, lambda text: print(text, flush=True))
     if options.quick:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # of the process that weighs
@@ -52,14 +52,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.results or (Path(scratch) if options.quick else RESULTS)
         prepare(folder)
+        scale = "quick" if options.quick else "full"
+        keep = functools.partial(store, device=options.device, folder=folder, scale=scale)
+        harness = Harness(
+            options.device, budget, lambda text: print(text, flush=True), functools.partial(keep, finished=False)
+        )
         bad = []
         try:
             for name in subjects:
                 if options.minutes is not None:
                     budget.deadline = started + 60 * options.minutes * SUBJECTS[name] / last
                 subject = import_module(f"benchmarks.{name}").SUBJECT
-                run = harness.run(subject, subject.cells("quick" if options.quick else "full", options.device))
-                print(store(run, options.device, folder, "quick" if options.quick else "full"))
+                run = harness.run(subject, subject.cells(scale, options.device))
+                print(keep(run))
                 for provider, reason in run["absent"].items():
                     print(f"  absent: {provider}: {reason}")
                 bad += [row for row in run["rows"] if row["status"] in ("failed", "wrong")]

@@ -67,7 +67,8 @@ class Provider:
 
     def takes(self, cell: Cell) -> bool:
         """Whether it is measured in this cell."""
-        return cell.formula in self.formulas and (cell.providers is None or self.name in cell.providers)
+        fits = cell.formula in self.formulas and (cell.dtype == "float32" or self.precision == "highest")
+        return fits and (cell.providers is None or self.name in cell.providers)
 
     @contextmanager
     def settings(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ divided by the rows; ``pairs``, gamma 0 where rows 2 k and 2 k + 1 are the two v
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,11 +105,11 @@ def loop_over_anchors(embeddings: Tensor, labels: Tensor, formula: str) -> Tenso
 
 def peers(device: str) -> list[Provider]:
     """Every provider on a device, the absent ones too."""
-    small = torch.randn(4, 8, device=device, requires_grad=True), torch.tensor([0, 0, 1, 1], device=device)
-    providers = ours(merc, lambda backend: merc(*small, "focal", backend=backend), FORMULAS)
+    providers = ours(merc, device, FORMULAS)
     providers.append(Provider("eager", eager, formulas=FORMULAS, square=True))
-    if device == "cuda":
-        providers.append(Provider("eager, tf32", eager, formulas=FORMULAS, square=True, precision="high"))
+    if device == "cuda":  # those whose float32 products are what torch allows
+        plain = [p for p in providers if p.name in ("merc:triton", "merc:torch", "eager") and p.loss]
+        providers += [replace(p, name=f"{p.name}, tf32", precision="high") for p in plain]
     return [
         *providers,
         Provider("torch.compile", compiled(eager), formulas=FORMULAS, square=True),

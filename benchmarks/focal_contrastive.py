@@ -119,7 +119,7 @@ def _cell(
 
 
 _OURS = ("merc", "merc:cpu", "merc:triton", "merc:cuda", "merc:torch")
-_MANY = (*_OURS, "eager", "eager, tf32", "chunked")
+_MANY = (*_OURS, "merc:triton, tf32", "merc:torch, tf32", "eager", "eager, tf32", "chunked")
 _MOST = (*_MANY, "merc:reference")
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
-PYTEST = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider", "--maxfail=40"]
 SANITIZER = ["--error-exitcode", "9", "--print-limit", "20", "--tool"]
 CHECKED = ["-m", "tests.gpu.small_case"]
 
@@ -65,7 +64,7 @@ def parts(folder: Path) -> list[Part]:
     return [
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 200, 320, {"MERC_FORCE_CUDA": "1"}),
         Part("backends", [python, "-c", "import merc_kernels as m; print(m.backends())"], 60, 280),
-        Part("tests", [python, *PYTEST], 100, 250),
+        Part("tests", [python, "-m", "tests.gpu"], 100, 250),
         Part("benchmarks", [python, "-m", "benchmarks", "--device", "cuda", "--results", str(folder)], 300, 80),
         Part("memcheck", [sanitizer, *SANITIZER, "memcheck", python, *CHECKED], 50, 30, alone),
         Part("racecheck", [sanitizer, *SANITIZER, "racecheck", python, *CHECKED], 50, 5),

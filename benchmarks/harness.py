@@ -20,11 +20,13 @@ import torch
 
 from benchmarks.cell import Call, Cell, Floor, Problem, Provider, Subject
 from benchmarks.growth import Prediction, Predictor, exponents
-from benchmarks.memory import Worker, is_out_of_memory, on_a_gpu
+from benchmarks.memory import ProcessLostError, Worker, is_out_of_memory
 from benchmarks.timing import interleaved, quantiles
 
 CALLS = 8  # made of one pass at least: memory, accuracy, warm-up, samples
+SILENCE = {"cpu": 120.0, "cuda": 60.0}  # seconds after which a first call, compiled in them, is taken to hang
 Row = dict[str, Any]
+Run = dict[str, Any]
 Truth = tuple[float, Any, int]
 
 
@@ -76,30 +78,35 @@ class Harness:
 
     Args:
         say: takes a line of progress.
+        keep: takes a subject's run after each of its cells.
     """
 
-    def __init__(self, device: str, budget: Budget, say: Callable[[str], None] = print) -> None:
-        self._device, self._budget, self._say = device, budget, say
+    def __init__(
+        self,
+        device: str,
+        budget: Budget,
+        say: Callable[[str], None] = print,
+        keep: Callable[[Run], object] = lambda run: None,
+    ) -> None:
+        self._device, self._budget, self._say, self._keep = device, budget, say, keep
         self._last: tuple[Cell, Truth] | None = None
-        self._worker = Worker(budget.extra_bytes + (2 << 30))  # beside torch itself and the inputs
+        limit = budget.extra_bytes + (2 << 30)  # beside torch itself and the inputs
+        self._worker = Worker(device, limit, SILENCE[device])
+        self._lost: dict[str, str] = {}  # provider → where, and why
 
-    def run(self, subject: Subject, cells: list[Cell]) -> dict[str, Any]:
+    def run(self, subject: Subject, cells: list[Cell]) -> Run:
         """The subject's rows, the exponents fitted to them, and the providers that are absent, with the reason."""
         providers = subject.providers(self._device)
         predictor = Predictor()
+        self._lost = {}
         rows: list[Row] = []
         for cell in cells:
             started = time.monotonic()
             measured = self._cell(subject, cell, [p for p in providers if p.loss and p.takes(cell)], predictor)
             self._say("\n  ".join([f"{cell.title}: {time.monotonic() - started:.1f} s", *map(line, measured)]))
             rows += measured
-        return {
-            "subject": subject.name,
-            "floor": subject.floor_is,
-            "absent": {provider.name: provider.absent for provider in providers if not provider.loss},
-            "rows": rows,
-            "growth": exponents(rows),
-        }
+            self._keep(_run(subject, providers, rows))
+        return _run(subject, providers, rows)
 
     def close(self) -> None:
         """End the process that weighs."""
@@ -139,6 +146,8 @@ class Harness:
 
     def _checked(self, subject: Subject, cell: Cell, provider: Provider) -> Row | _Checked:
         """The provider's calls, weighed and right; or the numbers of a row that says why not."""
+        if (reason := self._lost.get(provider.name)) is not None:
+            return {"status": "failed", "reason": f"not run again after {reason}"}
         if self._device == "cuda":
             torch.cuda.empty_cache()
         try:
@@ -150,6 +159,8 @@ class Harness:
             with provider.settings():
                 error = relative_error(checked.result(), truth)
         except Exception as raised:  # whatever a peer raises is its result, and the others go on
+            if isinstance(raised, ProcessLostError):
+                self._lost[provider.name] = f"{cell.title}: {raised}"
             return _failure(raised)
         values = {"error": error, "error_rows": truth[2], "peak_extra_bytes": extra}
         if error <= subject.limit[cell.dtype]:  # a NaN is not
@@ -162,11 +173,7 @@ class Harness:
         return self._last[1]
 
     def _weigh(self, subject: Subject, cell: Cell, provider: Provider) -> int | None:
-        if "both" not in cell.passes:
-            return None
-        if self._device == "cuda":
-            return on_a_gpu(subject.problem(cell, provider, self._device))
-        return self._worker.peak(subject.name, cell, provider.name)
+        return self._worker.peak(subject.name, cell, provider.name) if "both" in cell.passes else None
 
     def _timed(self, cell: Cell, name: str, right: Mapping[str, _Checked], floor: Floor) -> dict[str, Row]:
         """Provider → numbers of one pass."""
@@ -197,6 +204,16 @@ class Harness:
                 row["passes"] = row["median_ms"] / floor.unit(medians)
             numbers[key] = row
         return numbers
+
+
+def _run(subject: Subject, providers: list[Provider], rows: list[Row]) -> Run:
+    return {
+        "subject": subject.name,
+        "floor": subject.floor_is,
+        "absent": {provider.name: provider.absent for provider in providers if not provider.loss},
+        "rows": list(rows),
+        "growth": exponents(rows),
+    }
 
 
 def relative_error(result: tuple[float, Any], truth: Truth) -> float:

@@ -1,19 +1,23 @@
-"""Peak memory of a call beyond its inputs and the gradient that it returns.
+"""Peak memory of a call beyond its inputs and the gradient that it returns, measured in a process of its own.
 
-On a GPU from the caching allocator. On the CPU from the resident set, in a process of its own where glibc maps and
-unmaps every block of 64 KiB or more, so that nothing that was freed earlier hides what a call takes; and where a limit
-makes an allocation fail that would exceed the budget.
+On the CPU from the resident set, where glibc maps and unmaps every block of 64 KiB or more, so that nothing that was
+freed earlier hides what a call takes, and where a limit makes an allocation fail that would exceed the budget. On a GPU
+from the caching allocator; there the other process is for safety: it is the first that runs a provider on a size, and a
+kernel that hangs, or breaks what its process can still do on the device, ends no measurement but its own.
 
-    python -m benchmarks.memory LIMIT_BYTES    serves requests, a pickle a line in hexadecimal
+    python -m benchmarks.memory DEVICE LIMIT_BYTES    serves requests, a pickle a line in hexadecimal
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -29,75 +33,83 @@ class OutOfMemoryError(Exception):
     """The call needs more than there is."""
 
 
+class ProcessLostError(RuntimeError):
+    """The call took the process that ran it along: it hangs, died, or can do nothing on its device any more."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an exception says."""
     known = isinstance(error, (OutOfMemoryError, MemoryError, torch.OutOfMemoryError))
     return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
 
 
-def on_a_gpu(problem: Problem) -> int:
-    """Peak extra bytes of one call of ``both``, after one that is not looked at."""
-    with problem.provider.settings():
-        problem.both()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        kept = problem.both()
-        torch.cuda.synchronize()
-    del kept
-    return max(0, torch.cuda.max_memory_allocated() - before - problem.returned_bytes)
-
-
 class Worker:
-    """The process that measures on the CPU; started at the first request, and again after it died.
+    """The process that measures; started at the first request, and again after it died.
 
     Args:
-        limit: bytes that its data may take.
+        device: ``cpu`` or ``cuda``.
+        limit: bytes that its data may take, on the CPU.
+        seconds: after which it is killed, if it has not answered.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, device: str, limit: int, seconds: float) -> None:
+        self._device, self._limit, self._seconds = device, limit, seconds
         self._process: subprocess.Popen[str] | None = None
 
     def peak(self, subject: str, cell: Cell, provider: str) -> int:
         """Peak extra bytes of one call.
 
         Raises:
-            OutOfMemoryError: it needs more than the limit, or the process was killed.
+            OutOfMemoryError: it needs more than the limit, or the process died of it.
+            ProcessLostError: the process is lost.
             RuntimeError: whatever else the call raised.
         """
         if self._process is None or self._process.poll() is not None:
             self.close()
-            command = [sys.executable, "-m", "benchmarks.memory", str(self._limit)]
-            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)}
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=environment,
-                cwd=Path(__file__).parents[1],
-            )
+            self._process = self._started()
         pipe, answers = _pipes(self._process)
+        watchdog = threading.Timer(self._seconds, self._process.kill)
+        watchdog.start()
+        started = time.monotonic()
         pipe.write(pickle.dumps((subject, cell, provider)).hex() + "\n")
         pipe.flush()
         answer = next((line for line in answers if line.startswith("answer ")), None)
+        watchdog.cancel()
+        late = time.monotonic() - started >= self._seconds
         if answer is None:
-            self._process.wait()
-            raise OutOfMemoryError("the process that measured it was killed")
+            self.close()
+            if late:
+                raise ProcessLostError(f"no answer in {self._seconds:.0f} s")
+            if self._device == "cpu":
+                raise OutOfMemoryError("the process that measured it was killed")
+            raise ProcessLostError("the process that measured it died")
         kind, _, text = answer.removeprefix("answer ").strip().partition(" ")
+        if kind == "lost":
+            self.close()
+            raise ProcessLostError(text)
         if kind == "memory":
             raise OutOfMemoryError(text)
         if kind == "error":
             raise RuntimeError(text)
         return int(text)
 
+    def _started(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.memory", self._device, str(self._limit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)},
+            cwd=Path(__file__).parents[1],
+        )
+
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
             for pipe in _pipes(self._process):
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
             self._process.wait(timeout=60)
             self._process = None
 
@@ -132,31 +144,58 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _answer(request: tuple[str, Cell, str]) -> int:
+def allocated_peak(call: Call) -> int:
+    """Largest memory in tensors on the GPU during a call, beyond what was there before it."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    kept = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del kept
+    return peak - before
+
+
+def _answer(request: tuple[str, Cell, str], device: str) -> int:
     name, cell, wanted = request
     subject: Any = import_module(f"benchmarks.{name}").SUBJECT
-    provider = next(provider for provider in subject.providers("cpu") if provider.name == wanted)
-    problem: Problem = subject.problem(cell, provider, "cpu")
-    if wanted == "torch.compile":  # compiling is no part of a call
-        problem.both()
-    else:
-        subject.problem(cell, provider, "cpu", rows=64).both()  # threads and libraries are ready
-    return max(0, resident_peak(problem.both) - problem.returned_bytes)
+    provider = next(provider for provider in subject.providers(device) if provider.name == wanted)
+    problem: Problem = subject.problem(cell, provider, device)
+    with provider.settings():
+        if device == "cuda" or wanted == "torch.compile":  # compiling is no part of a call
+            problem.both()
+        else:
+            subject.problem(cell, provider, device, rows=64).both()  # threads and libraries are ready
+        peak = (allocated_peak if device == "cuda" else resident_peak)(problem.both)
+    return max(0, peak - problem.returned_bytes)
 
 
 def main() -> None:
-    """Answer until the pipe closes."""
+    """Answer until the pipe closes, or until the device does not work any more."""
     import resource
 
-    limit = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    device, limit = sys.argv[1], int(sys.argv[2])
+    if device == "cpu":  # a GPU's addresses count as data
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     for line in sys.stdin:
         try:
-            print(f"answer bytes {_answer(pickle.loads(bytes.fromhex(line.strip())))}", flush=True)
+            print(f"answer bytes {_answer(pickle.loads(bytes.fromhex(line.strip())), device)}", flush=True)
         except Exception as error:  # the process goes on; who asked decides
-            kind = "memory" if is_out_of_memory(error) else "error"
+            kind = "memory" if is_out_of_memory(error) else "error" if works(device) else "lost"
             text = " ".join(str(error).split())[:300]
             print(f"answer {kind} {type(error).__name__}: {text}", flush=True)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def works(device: str) -> bool:
+    """Whether the device still does what it is told: after an illegal access a process's GPU does nothing."""
+    try:
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

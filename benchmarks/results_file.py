@@ -23,8 +23,11 @@ def slug(device: str, threads: int | None = None) -> str:
     return "-".join([*words, *([] if threads is None else [str(threads), "threads"])])
 
 
-def store(run: Run, device: str, folder: Path = RESULTS, scale: str = "full") -> Path:
-    """Write a run, with the environment it was made in, into its device's file."""
+def store(run: Run, device: str, folder: Path = RESULTS, scale: str = "full", finished: bool = True) -> Path:
+    """Write a run, with the environment it was made in, into its device's file.
+
+    What is not ``finished`` goes into a file beside it, ending in .partial, until the run that is takes its place.
+    """
     where = environment()
     name = where["gpu"] if device == "cuda" else where["cpu"]
     file = slug(name, None if device == "cuda" else where["threads"]) + ("" if scale == "full" else f"-{scale}")
@@ -35,8 +38,7 @@ def store(run: Run, device: str, folder: Path = RESULTS, scale: str = "full") ->
     result["runs"] = sorted(runs, key=lambda run: str(run["subject"]))
     partial = path.with_suffix(".partial")
     partial.write_text(dumps(result))
-    partial.replace(path)
-    return path
+    return partial.replace(path) if finished else partial
 
 
 def prepare(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.cell import Cell, Provider
 from benchmarks.growth import Prediction, Predictor, exponent, exponents
 from benchmarks.harness import CALLS, Budget, Harness, relative_error
-from benchmarks.memory import OutOfMemoryError
+from benchmarks.memory import OutOfMemoryError, ProcessLostError
 from benchmarks.timing import interleaved, quantiles, rounds_of, takes_part
 from tests.benchmarks import subject as made
 
@@ -75,6 +75,34 @@ def test_one_that_is_killed_while_it_is_weighed_is_out_of_memory():
 
     result = run(Provider("right", made.right), Provider("large", made.right), peak=peak)
     assert {row["status"] for row in of(result, "large")} == {"out of memory"}
+
+
+def test_one_that_takes_its_process_along_is_not_run_again():
+    asked = []
+
+    def peak(provider):
+        asked.append(provider)
+        if provider == "right":
+            return 1
+        raise ProcessLostError("illegal memory access")
+
+    result = run(Provider("right", made.right), Provider("breaks", made.right), peak=peak)
+    first, second = of(result, "breaks")
+    assert (first["status"], second["status"]) == ("failed", "failed")
+    assert "illegal memory access" in first["reason"]
+    assert "not run again after squares rows 8" in second["reason"]
+    assert asked == ["right", "breaks", "right"]
+    assert [row["status"] for row in of(result, "right")] == ["ok", "ok"]
+
+
+def test_what_was_measured_is_kept_after_each_cell():
+    kept = []
+    subject = made.Squares(Provider("right", made.right))
+    harness = Harness("cpu", Budget(1e9, 1 << 40), lambda text: None, kept.append)
+    harness._worker = Weighless()
+    result = harness.run(subject, subject.cells("full", "cpu"))
+    assert [len(run["rows"]) for run in kept] == [1, 2]
+    assert kept[-1] == result
 
 
 def test_an_absent_provider_is_named_with_the_reason():

@@ -101,7 +101,7 @@ def test_the_process_that_weighs():
     if not memory.Path("/proc/self/clear_refs").exists():
         pytest.skip("needs Linux")
     where = Cell("kd_divergence", {"rows": 512, "classes": 8000})  # 16 MiB of logits
-    worker = memory.Worker(3 << 30)
+    worker = memory.Worker("cpu", 3 << 30, 120)
     try:
         assert 24 << 20 < worker.peak("kd_divergence", where, "eager") < 96 << 20
         with pytest.raises(RuntimeError, match="StopIteration"):
@@ -111,6 +111,13 @@ def test_the_process_that_weighs():
             worker.peak("kd_divergence", large, "eager")
     finally:
         worker.close()
+
+
+def test_a_process_that_does_not_answer_is_killed():
+    worker = memory.Worker("cpu", 3 << 30, 0.01)
+    with pytest.raises(memory.ProcessLostError, match="no answer"):
+        worker.peak("kd_divergence", Cell("kd_divergence", {"rows": 4, "classes": 4}), "eager")
+    assert worker._process is None
 
 
 def test_a_problem_gives_each_pass():

@@ -1,14 +1,13 @@
 """The tables and figures, and that the documents show the committed results."""
 
 import copy
-import itertools
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import figure, gpu, regression, report, tables
-from benchmarks.results_file import dumps, load, prepare, slug
+from benchmarks import figure, regression, report, tables
+from benchmarks.results_file import dumps, load, prepare, slug, store
 
 ENVIRONMENT = {"cpu": "A CPU", "gpu": None, "threads": 2, "torch": "2.13.0", "commit": "0123456789ab+", "command": "c"}
 
@@ -139,31 +138,11 @@ def test_a_folder_that_cannot_take_results_is_refused_before_anything_is_measure
         load(tmp_path / "nowhere")
 
 
-def test_what_a_gpu_run_needs_is_named_first(monkeypatch, capsys):
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "pybind11" else object())
-    monkeypatch.setattr(gpu.sys, "argv", ["gpu"])
-    with pytest.raises(SystemExit):
-        gpu.main()
-    assert "has no pybind11" in capsys.readouterr().err
-
-
-def test_the_gpu_run_goes_on_past_a_failed_part(tmp_path: Path):
-    with (tmp_path / "log").open("w") as log:
-        python = gpu.sys.executable
-        failed = gpu.run(gpu.Part("a", [python, "-c", "print('why'); raise SystemExit(3)"], 60), 60, log)
-        slow = gpu.run(gpu.Part("b", [python, "-c", "import time; time.sleep(60)"], 0.5), 60, log)
-        late = gpu.run(gpu.Part("c", [python, "-c", ""], 60, reserve=100), 60, log)
-        missing = gpu.run(gpu.Part("d", ["no-such-program"], 60), 60, log)
-        passed = gpu.run(gpu.Part("e", [python, "-c", "print('fine')"], 60), 60, log)
-    outcomes = [failed, slow, late, missing, passed]
-    assert [o.status for o in outcomes] == ["failed", "out of time", "out of time", "missing", "passed"]
-    assert slow.seconds < 10
-    assert (failed.last_line, passed.last_line) == ("why", "fine")
-    assert "why" in gpu.summary(outcomes)
-
-
-def test_the_gpu_run_fits_nine_minutes():
-    parts = gpu.parts(Path())
-    assert {part.name for part in parts} >= {"build", "tests", "benchmarks", "memcheck", "racecheck"}
-    for part, behind in itertools.pairwise(parts):
-        assert part.reserve > behind.reserve
+def test_an_unfinished_run_takes_no_finished_ones_place(tmp_path: Path):
+    path = store({"subject": "s", "rows": [1]}, "cpu", tmp_path)
+    partial = store({"subject": "s", "rows": [2]}, "cpu", tmp_path, finished=False)
+    assert load(tmp_path)[0]["runs"][0]["rows"] == [1]
+    assert json.loads(partial.read_text())["runs"][0]["rows"] == [2]
+    assert store({"subject": "s", "rows": [3]}, "cpu", tmp_path) == path
+    assert load(tmp_path)[0]["runs"][0]["rows"] == [3]
+    assert not partial.exists()
