@@ -18,6 +18,7 @@ try:
 except ImportError as error:
     _no_extension = str(error)
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked here: Dynamo cannot trace the question
 _ON = "on"
 _BACKENDS = ("cpu", "cuda", "triton", "torch", "reference")
 _OPERATORS = {
@@ -124,7 +125,7 @@ def _state(name: str) -> str:
     if name in ("reference", "torch"):
         return _ON
     if name == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _HAS_TRITON:
             return "off: triton is not installed"
         on = torch.cuda.is_available() or _interpreted()
         return _ON if on else "off: no CUDA device is available (TRITON_INTERPRET=1 takes CPU tensors)"
