@@ -1,6 +1,6 @@
 """Every fused backend on CUDA tensors against the reference in float64, on hard inputs."""
 
-import itertools
+import contextlib
 import math
 
 import pytest
@@ -10,9 +10,12 @@ from merc_kernels import focal_contrastive_loss, kd_divergence, reference
 from tests.gpu.operators import FUSED, why_not
 from tests.kernels import grid
 from tests.kernels import test_cuda_focal_contrastive as contrastive
-from tests.numerics import assert_accurate, assert_equal_fp64
+from tests.kernels import test_cuda_sources as divergence
+from tests.kernels.focal_cases import RoundedProducts
+from tests.numerics import assert_accurate, assert_equal_fp64, error
 
 SOME = contrastive.CASES[::5]
+ORDERS = 8
 
 
 def on_the_gpu(case, backend):
@@ -28,13 +31,24 @@ def on_the_gpu(case, backend):
     return {"loss": loss.detach().cpu(), **{n: x.cpu() for n, x in zip(leaves, gradients, strict=True)}}
 
 
+def plain_in_some_order(case, backend):
+    """Eager PyTorch on the CPU, in the case's dtypes, with the features in another order; what is stored is rounded."""
+    order = torch.randperm(case["embeddings"].shape[-1])
+    case = {name: x[..., order] if name in contrastive.VECTORS and x is not None else x for name, x in case.items()}
+    dtype = contrastive.stored(case)
+    with RoundedProducts(dtype) if backend == "triton" and dtype.itemsize == 2 else contextlib.nullcontext():
+        values = contrastive.plain(case, doubled=False)
+    return {name: x[..., order.argsort()] if name in contrastive.VECTORS else x for name, x in values.items()}
+
+
 def check_contrastive(case, backend):
-    truth, plain = contrastive.plain(case, doubled=True), contrastive.plain(case, doubled=False)
+    truth = contrastive.plain(case, doubled=True)
+    plain = [plain_in_some_order(case, backend) for _ in range(ORDERS)]
     for name, value in on_the_gpu(case, backend).items():
         if value.dtype == torch.float64:
             assert_equal_fp64(value, truth[name], name)
         else:
-            assert_accurate(value, plain[name], truth[name], name)
+            assert_accurate(value, [one[name] for one in plain], truth[name], name)
 
 
 @pytest.fixture(params=FUSED)
@@ -81,41 +95,65 @@ def test_contrastive_rows_of_any_length(contrastive_backend):
     check_contrastive(case | {"embeddings": case["embeddings"] * scale}, contrastive_backend)
 
 
+def divergence_on_the_gpu(student, teacher, upstream, backend, **options):
+    """Loss and gradients of both, brought back."""
+    leaves = [x.cuda().requires_grad_() for x in (student, teacher)]
+    options = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    loss = kd_divergence(*leaves, teacher_grad=True, backend=backend, **options)
+    gradients = torch.autograd.grad(loss, leaves, upstream.cuda())
+    return [loss.detach().cpu(), *(x.cpu() for x in gradients)]
+
+
+def plain_divergence_in_some_order(student, teacher, upstream, labels, **options):
+    """Eager PyTorch on the CPU, in the logits' own dtypes, with the classes in another order."""
+    order = torch.randperm(student.shape[-1])
+    place = order.argsort()
+    labels = torch.where((labels >= 0) & (labels < len(order)), place[labels.clamp(0, len(order) - 1)], -100)
+    pair = (student[..., order], teacher[..., order])
+    loss, *gradients = divergence.plain(*pair, upstream, doubled=False, labels=labels, **options)
+    return [loss, *(x[..., place] for x in gradients)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("classes", [1, 6, 7, 257, 1000, 32001])
-@pytest.mark.parametrize("direction", ["forward", "reverse", "js"])
+@pytest.mark.parametrize("direction", divergence.DIRECTIONS)
 def test_divergence(classes, dtype, direction, kd_backend):
-    contents = ("plain", "huge", "far off") if dtype != torch.float16 else ("plain",)
-    for content, reduction in itertools.product(contents, ("batchmean", "none")):
-        student, teacher = (3 * torch.randn(37, classes, dtype=torch.float64) for _ in range(2))
-        if content == "huge":
-            student, teacher = student * 100, teacher * 100
-        elif content == "far off":
-            student, teacher = student + 1e4, teacher - 1e4
-        student, teacher = student.to(dtype), teacher.to(dtype)
-        labels = torch.arange(37) % classes
-        labels[5] = -100
-        options = {"direction": direction, "reduction": reduction, "temperature": 2.0}
-        options |= {"row_weights": torch.linspace(0, 2, 37)}
-
-        def run(loss, as_dtype, device, student=student, teacher=teacher, labels=labels, options=options):
-            x = student.to(device, as_dtype).requires_grad_()
-            weights = options["row_weights"].to(device)
-            given = options | {"row_weights": weights, "labels": labels.to(device)}
-            value = loss(x, teacher.to(device, as_dtype), **given)
-            upstream = torch.linspace(0.5, 1.5, value.numel(), device=device, dtype=value.dtype).view(value.shape)
-            return value.detach().cpu(), torch.autograd.grad(value, x, upstream)[0].cpu()
-
-        truth = run(reference.kd_divergence, torch.float64, "cpu")
-        plain = run(reference.kd_divergence, dtype if dtype == torch.float64 else torch.float32, "cpu")
-
-        def ours(*args, **options):
-            return kd_divergence(*args, backend=kd_backend, **options)
-
-        for name, actual, near, exact in zip(
-            ("value", "gradient"), run(ours, dtype, "cuda"), plain, truth, strict=True
+    rows = 37
+    labels = torch.arange(rows) % classes
+    labels[5], labels[6] = -100, classes + 3
+    options = {"labels": labels, "direction": direction, "ce_weight": 0.4, "beta": 0.3}
+    options |= {"row_weights": torch.linspace(0, 2, rows), "temperature": torch.linspace(0.5, 3, rows)}
+    for reduction, groups in (("batchmean", ()), ("none", (2,))):
+        pair = divergence.logits(*groups, rows, classes, dtype=dtype), divergence.logits(rows, classes, dtype=dtype)
+        upstream = (
+            torch.linspace(0.5, 1.5, math.prod(groups) * rows).view(*groups, rows).to(divergence.accumulate(*pair))
+        )
+        upstream = upstream if reduction == "none" else upstream.mean()
+        options["reduction"] = reduction
+        truth = divergence.plain(*pair, upstream, doubled=True, **options)
+        plain = [plain_divergence_in_some_order(*pair, upstream, **options) for _ in range(ORDERS)]
+        ours = divergence_on_the_gpu(*pair, upstream, kd_backend, **options)
+        for name, value, near, exact in zip(
+            ("loss", "student", "teacher"), ours, zip(*plain, strict=True), truth, strict=True
         ):
-            assert_accurate(actual, near, exact, f"{content} {reduction} {name}")
+            if dtype == torch.float64:
+                assert_equal_fp64(value, exact, f"{reduction} {name}")
+            else:
+                assert_accurate(value, near, exact, f"{reduction} {name}")
+
+
+@pytest.mark.parametrize("direction", divergence.DIRECTIONS)
+@pytest.mark.parametrize("classes", [7, 300, 9000])
+def test_divergence_of_large_logits(classes, direction, kd_backend):
+    """Divergences of thousands: their gradients are right to a rounding of the divergence."""
+    student, teacher = divergence.logits(37, classes), divergence.logits(37, classes)
+    for pair in ((student * 3e3, teacher * 3e3), (student + 1e4, teacher - 1e4)):
+        options = {"direction": direction, "reduction": "none"}
+        truth = divergence.plain(*pair, torch.ones(37), doubled=True, **options)
+        plain = divergence.plain(*pair, torch.ones(37), doubled=False, **options)
+        ours = divergence_on_the_gpu(*pair, torch.ones(37), kd_backend, **options)
+        for value, near, exact in zip(ours, plain, truth, strict=True):
+            assert error(value, exact) <= error(near, exact) + 1e-6 * max(1.0, float(truth[0].max()))
 
 
 def test_divergence_beyond_two_to_the_31_elements(kd_backend):

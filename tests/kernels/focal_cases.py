@@ -97,7 +97,7 @@ def value_and_gradients(
     return {"value": value.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
-class _RoundedProducts(TorchFunctionMode):
+class RoundedProducts(TorchFunctionMode):
     """The gradient of a product is rounded to ``dtype``, scaled as far as that allows, before it is multiplied."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -122,7 +122,7 @@ def rounded_reference(dtype: torch.dtype, **options: Any) -> Tensor:
                 z = reference._unit(options[name])
                 options[name] = z + (z.to(dtype).to(z.dtype) - z).detach()
         options["normalize"] = False
-    with _RoundedProducts(dtype):
+    with RoundedProducts(dtype):
         return reference.focal_contrastive_loss(**options)
 
 
