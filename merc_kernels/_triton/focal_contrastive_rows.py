@@ -39,6 +39,18 @@ def scalar(pointer, bits, dtype: tl.constexpr):
 
 
 @triton.jit
+def divided(x, y):
+    """x / y, rounded to the nearest; the plain operator is two roundings off in float32."""
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
+
+
+@triton.jit
+def root(x):
+    """The square root, rounded to the nearest."""
+    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
+
+
+@triton.jit
 def log2_scale(pointer, bits, dtype: tl.constexpr):
     """log2(e) / tau, rounded once: an error in it is one of every score."""
     tau = double(bits)
@@ -84,10 +96,10 @@ def pack_kernel(
     if NORMALIZE:
         size = tl.max(tl.abs(x), 1)  # squares of x / size neither over- nor underflow
         nonzero = size != 0  # a NaN stays one
-        x = x / tl.where(nonzero, size, 1.0)[:, None]
-        length = tl.sqrt(tl.where(nonzero, tl.sum(x * x, 1), 1.0))
-        x = x / length[:, None]
-        norm = tl.where(nonzero, 1 / (length * size), 0.0)
+        x = divided(x, tl.where(nonzero, size, 1.0)[:, None])
+        length = root(tl.where(nonzero, tl.sum(x * x, 1), 1.0))
+        x = divided(x, length[:, None])
+        norm = tl.where(nonzero, divided(norm, length * size), 0.0)
     row = g * total + first + n
     tl.store(z_ptr + (row * width)[:, None] + lane[None, :], x, mask=inside[:, None] & (lane < width)[None, :])
     tl.store(norms_ptr + row, norm, mask=inside)
