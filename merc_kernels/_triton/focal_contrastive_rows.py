@@ -40,7 +40,7 @@ def scalar(pointer, bits, dtype: tl.constexpr):
 
 @triton.jit
 def divided(x, y):
-    """x / y, rounded to the nearest; the plain operator is two roundings off in float32."""
+    """The quotient, rounded to the nearest; in float32 the plain operator may be two roundings off."""
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 
