@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
+CUDA_USUALLY = "/usr/local/cuda"
 SANITIZER = ["--error-exitcode", "9", "--print-limit", "20", "--tool"]
 CHECKED = ["-m", "tests.gpu.small_case"]
 
@@ -60,7 +61,9 @@ def parts(folder: Path) -> list[Part]:
     """In their order: what a later one needs first, and what may be cut short last."""
     python = sys.executable
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor has bounds of its own
-    sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
+    sanitizer = (
+        shutil.which("compute-sanitizer") or f"{os.environ.get('CUDA_HOME', CUDA_USUALLY)}/bin/compute-sanitizer"
+    )
     return [
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 200, 320, {"MERC_FORCE_CUDA": "1"}),
         Part("backends", [python, "-c", "import merc_kernels as m; print(m.backends())"], 60, 280),

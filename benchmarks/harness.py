@@ -133,7 +133,7 @@ class Harness:
             else:
                 for name in cell.passes:
                     note(provider, name, verdict)
-        floor = subject.floor(cell, self._device)
+        floor = subject.floor(cell, self._device) if right else Floor()
         for name in cell.passes:
             for key, numbers in self._timed(cell, name, right, floor).items():
                 provider, values = right[key].provider, right[key].values

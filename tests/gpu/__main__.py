@@ -6,6 +6,7 @@ python -m tests.gpu
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -28,12 +29,12 @@ def tasks() -> dict[str, list[str]]:
     return dict.fromkeys(names, PYTEST) | {"small case": ["-m", "tests.gpu.small_case"]}
 
 
-def run(name: str, arguments: list[str]) -> tuple[int, Counter[str]]:
+def run(name: str, arguments: list[str], threads: int) -> tuple[int, Counter[str]]:
     """Run one, showing its lines as they come; its exit code, and how many tests passed, failed, were skipped."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"MERC_GPU_TESTS": name},
+        env=os.environ | {"MERC_GPU_TESTS": name, "OMP_NUM_THREADS": str(threads)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -51,8 +52,9 @@ def run(name: str, arguments: list[str]) -> tuple[int, Counter[str]]:
 def main() -> int:
     """Run all; 0 where each passed."""
     todo = tasks()
+    threads = max(1, (os.cpu_count() or 1) // len(todo))
     with ThreadPoolExecutor(len(todo)) as pool:
-        codes, counts = zip(*pool.map(run, todo, todo.values()), strict=True)
+        codes, counts = zip(*pool.map(run, todo, todo.values(), itertools.repeat(threads)), strict=True)
     total = sum(counts, Counter())
     bad = [f"in trouble: {name}" for name, code in zip(todo, codes, strict=True) if code]
     print(", ".join([f"{count} {what}" for what, count in sorted(total.items())] + bad))
