@@ -10,9 +10,10 @@ import torch
 
 from merc_kernels._triton import focal_contrastive_configuration as contrastive
 from merc_kernels._triton import focal_contrastive_rows as of_rows
-from merc_kernels._triton import kd_divergence
+from merc_kernels._triton import kd_divergence, reduce
 from merc_kernels._triton.focal_contrastive_gradient import pair_gradient_kernel
 from merc_kernels._triton.focal_contrastive_sums import BOTH, SUMS, TERMS, pair_sums_kernel
+from merc_kernels._triton.kd_divergence_kernels import backward_kernel, forward_kernel
 
 _TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PAIRS = (*((dtype, dtype) for dtype in _TYPES), (torch.bfloat16, torch.float32))
@@ -36,17 +37,17 @@ class Configuration(NamedTuple):
 
 def kd_divergence_configurations() -> Iterator[Configuration]:
     """Each kernel, pair of dtypes, tile and direction: with every option and with none, rows aligned or not."""
-    kernels = (kd_divergence.forward_kernel, kd_divergence.backward_kernel)
+    kernels = (forward_kernel, backward_kernel)
     widths = (8 << i for i in range(10))
     for kernel, pair, width, direction in itertools.product(kernels, _PAIRS, widths, range(3)):
         student, teacher = pair
         accumulate = torch.float64 if torch.float64 in pair else torch.float32
-        blocks = kd_divergence.blocks(width, accumulate, kernel is kd_divergence.backward_kernel)
+        blocks = kd_divergence.blocks(width, accumulate, kernel is backward_kernel)
         if blocks.classes != width:
             continue
         pointees = {"student_ptr": student, "student_grad_ptr": student}
         pointees |= {"teacher_ptr": teacher, "teacher_grad_ptr": teacher}
-        widest = kd_divergence.blocks(2 * width, accumulate, kernel is kd_divergence.backward_kernel) == blocks
+        widest = kd_divergence.blocks(2 * width, accumulate, kernel is backward_kernel) == blocks
         for tiles, whole, aligned in itertools.product((1, 3) if widest else (1,), (True, False), (True, False)):
             constants: dict[str, Any] = {
                 "DIRECTION": direction,
@@ -61,13 +62,13 @@ def kd_divergence_configurations() -> Iterator[Configuration]:
             if not whole:
                 constants |= dict.fromkeys(("temperature_ptr", "labels_ptr", "weights_ptr", "teacher_grad_ptr"))
                 constants |= {"groups": 1}
-            repeats = constants["REPEATS"] if kernel is kd_divergence.backward_kernel else 1
+            repeats = constants["REPEATS"] if kernel is backward_kernel else 1
             constants |= {"num_warps": blocks.warps, "maxnreg": kd_divergence.registers(accumulate, repeats)}
             tiled = ("stride_sg", "stride_sn", "stride_tg", "stride_tn", "classes") if aligned else ()
             yield _configuration(kernel, accumulate, pointees, constants, tiled)
     for accumulate, counts in itertools.product((torch.float64, torch.float32), (True, False)):
-        constants = {"COUNTS": counts, "BLOCK": kd_divergence.REDUCE_BLOCK, "num_warps": kd_divergence.REDUCE_WARPS}
-        yield _configuration(kd_divergence.reduce_kernel, accumulate, {}, constants)
+        constants = {"COUNTS": counts, "BLOCK": reduce.REDUCE_BLOCK, "num_warps": reduce.REDUCE_WARPS}
+        yield _configuration(reduce.reduce_kernel, accumulate, {}, constants)
 
 
 def focal_contrastive_configurations() -> Iterator[Configuration]:

@@ -12,9 +12,6 @@ A new number of rows compiles nothing: tiles depend on the dtype and on the widt
 programs where the rows alone would leave processors idle.
 """
 
-import struct
-from typing import Any, NamedTuple
-
 import torch
 import triton
 from torch import Tensor
@@ -22,15 +19,13 @@ from torch import Tensor
 from merc_kernels._triton.focal_contrastive_configuration import (
     RANK_BLOCK,
     ROW_BLOCK,
-    Tile,
-    Variant,
-    architecture_of,
     held_tile,
     matrix_tile,
     row_tile,
     sums_tile,
 )
 from merc_kernels._triton.focal_contrastive_gradient import pair_gradient_kernel
+from merc_kernels._triton.focal_contrastive_problem import Problem, Source, length, row_programs, splits_of
 from merc_kernels._triton.focal_contrastive_rows import (
     finish_kernel,
     numbers_kernel,
@@ -39,89 +34,11 @@ from merc_kernels._triton.focal_contrastive_rows import (
     unpack_kernel,
 )
 from merc_kernels._triton.focal_contrastive_sums import BOTH, SUMS, TERMS, pair_sums_kernel
-from merc_kernels._triton.kd_divergence import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels._triton.reduce import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 
-_SIMILARITY = 0
 _NONE, _MEAN, _BATCHMEAN = 0, 2, 3
-_MOST_SPLITS = 16
 _STRIP_BYTES = 1 << 28  # of W + W' at a time: thousands of rows, to fill the chip with one matrix product
 _FLOAT16_TOP = 1024.0  # largest a (1 + G) in float16: a 32nd of what it holds, and 2^-34 of it is not yet 0
-
-
-def _bits(value: float) -> int:
-    bits: int = struct.unpack("q", struct.pack("d", value))[0]
-    return bits
-
-
-def _length(count: int, device: torch.device) -> Any:
-    """A loop's length: the interpreter takes no range of a run-time length with numpy 2.4."""
-    return triton.language.constexpr(count) if device.type == "cpu" else count
-
-
-def _splits(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
-    """Runs of columns and tiles a run, so that ``programs`` row blocks fill the chip ``waves`` times."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    tiles = triton.cdiv(columns, tile.columns)
-    wanted = min(triton.cdiv(waves * processors, max(1, programs)), _MOST_SPLITS, tiles)
-    a_run = triton.cdiv(tiles, max(1, wanted))
-    return triton.cdiv(tiles, max(1, a_run)), a_run
-
-
-class _Source(NamedTuple):
-    """Rows that were packed together: embeddings, prototypes or refs."""
-
-    x: Tensor
-    labels: Tensor | None
-    first: int
-
-    @property
-    def rows(self) -> int:
-        return self.x.shape[-2]
-
-    def strides(self) -> tuple[int, int]:
-        return (self.x.stride(0) if self.x.dim() == 3 else 0), self.x.stride(-2)
-
-
-class _Problem:
-    """What both passes know of a call."""
-
-    def __init__(
-        self,
-        tensors: tuple[Tensor, Tensor | None, Tensor | None],
-        labels: tuple[Tensor | None, Tensor | None],
-        temperature_tensor: Tensor | None,
-        options: tuple[float, float, int, bool, bool, bool, bool],
-    ) -> None:
-        temperature, gamma, focal, detach, prototype_anchors, self.ref_only, self.normalize = options
-        embeddings, prototypes, _ = tensors
-        self.device = embeddings.device
-        self.groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
-        self.rows, self.width = embeddings.shape[-2:]
-        self.sources: list[_Source | None] = []
-        self.total = 0
-        for x, names in zip(tensors, (labels[0], None, labels[1]), strict=True):
-            if x is None:
-                self.sources.append(None)
-                continue
-            x = x if x.stride(-1) == 1 else x.contiguous()
-            self.sources.append(_Source(x, None if names is None else names.contiguous(), self.total))
-            self.total += x.shape[-2]
-        self.anchors = self.rows
-        if prototypes is not None and prototype_anchors:
-            self.anchors += prototypes.shape[-2]
-        self.first_candidate = self.rows if self.ref_only else 0
-        dtypes = {x.dtype for x in tensors if x is not None}
-        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        self.packed_dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
-        self.temperature_tensor = temperature_tensor
-        self.bits = _bits(temperature), _bits(gamma)
-        known = temperature if temperature_tensor is None else None
-        self.variant = Variant.of(focal == _SIMILARITY, detach, gamma, self.normalize, known)
-        self.architecture = architecture_of(self.device)
-
-
-def _row_programs(rows: int, block: int, groups: int) -> tuple[int]:
-    return (groups * triton.cdiv(rows, block),)
 
 
 def focal_contrastive(
@@ -148,7 +65,7 @@ def focal_contrastive(
         fit 32 bits, -1 where they are not kept.
     """
     options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
-    p = _Problem((embeddings, prototypes, refs), (labels, ref_labels), temperature_tensor, options)
+    p = Problem((embeddings, prototypes, refs), (labels, ref_labels), temperature_tensor, options)
     z = embeddings.new_empty((p.groups, p.total, p.width), dtype=p.packed_dtype)
     norms = z.new_empty((p.groups, p.total), dtype=p.dtype)
     index = labels.new_empty((p.groups, p.total))
@@ -166,7 +83,7 @@ def focal_contrastive(
         tile = row_tile(p.width)
         for source in p.sources:
             if source is not None and source.rows > 0:
-                pack_kernel[_row_programs(source.rows, tile["BLOCK_N"], p.groups)](
+                pack_kernel[row_programs(source.rows, tile["BLOCK_N"], p.groups)](
                     z,
                     norms,
                     names,
@@ -184,11 +101,11 @@ def focal_contrastive(
                     **tile,
                 )
         if classes < 0:
-            rank_kernel[_row_programs(p.total, RANK_BLOCK, p.groups)](
+            rank_kernel[row_programs(p.total, RANK_BLOCK, p.groups)](
                 index, names, p.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK
             )
         partial, splits = _sums(p, z, index)
-        programs = _row_programs(p.total, ROW_BLOCK, p.groups)
+        programs = row_programs(p.total, ROW_BLOCK, p.groups)
         parts = loss if reduction == _NONE else z.new_empty((2, *programs), dtype=p.dtype)
         finish_kernel[programs](
             stats,
@@ -214,12 +131,12 @@ def focal_contrastive(
     return loss, divisor, z, norms, stats, index
 
 
-def _sums(p: _Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
+def _sums(p: Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
     """Partial sums over the pairs, (splits, 5, G anchors)."""
     tile = sums_tile(p.packed_dtype, p.width, p.variant, p.architecture)
     columns = p.total - p.first_candidate
     blocks = p.groups * triton.cdiv(p.anchors, tile.rows)
-    splits, tiles = _splits(blocks, columns, tile, p.device, waves=4)
+    splits, tiles = splits_of(blocks, columns, tile, p.device, waves=4)
     partial = z.new_empty((splits, 5, p.groups * p.anchors), dtype=p.dtype)
     if partial.numel() == 0:
         return partial, splits
@@ -239,8 +156,8 @@ def _sums(p: _Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             p.total,
             p.groups,
             splits,
-            _length(tiles, p.device),
-            _length(triton.cdiv(p.width, tile.width), p.device),
+            length(tiles, p.device),
+            length(triton.cdiv(p.width, tile.width), p.device),
             p.width,
             *p.bits,
             STEP=step,
@@ -277,7 +194,7 @@ def focal_contrastive_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive_backward`` of csrc/library.cpp; what is not wanted has shape (0,)."""
     options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
-    p = _Problem((embeddings, prototypes, refs), (None, None), temperature_tensor, options)
+    p = Problem((embeddings, prototypes, refs), (None, None), temperature_tensor, options)
     wanted = (embeddings_grad, prototypes_grad, refs_grad)
     results = []
     for source, yes in zip(p.sources, wanted, strict=True):
@@ -292,7 +209,7 @@ def focal_contrastive_backward(
     with torch.cuda.device_of(z):
         numbers = z.new_empty((p.groups, 4, p.total), dtype=p.dtype)
         grad = grad.contiguous()
-        numbers_kernel[_row_programs(p.total, ROW_BLOCK, p.groups)](
+        numbers_kernel[row_programs(p.total, ROW_BLOCK, p.groups)](
             numbers,
             stats,
             grad,
@@ -320,8 +237,8 @@ def focal_contrastive_backward(
 
 
 def _gradient(
-    p: _Problem,
-    source: _Source,
+    p: Problem,
+    source: Source,
     z: Tensor,
     index: Tensor,
     numbers: Tensor,
@@ -363,8 +280,8 @@ def _gradient(
             group,
             groups,
             splits,
-            _length(tiles, p.device),
-            _length(triton.cdiv(p.width, tile.width), p.device),
+            length(tiles, p.device),
+            length(triton.cdiv(p.width, tile.width), p.device),
             p.width,
             *p.bits,
             SIMILARITY=p.variant.similarity,
@@ -378,7 +295,7 @@ def _gradient(
         return z.new_zeros((1, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
     if in_registers:
         blocks = p.groups * triton.cdiv(source.rows, tile.rows)
-        splits, tiles = _splits(blocks, columns, tile, p.device, waves=2)
+        splits, tiles = splits_of(blocks, columns, tile, p.device, waves=2)
         dz = z.new_empty((splits, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
         launch(dz, 0, source.rows, 0, p.groups, splits, tiles)
         return dz
@@ -405,10 +322,10 @@ def _product(matrix: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.bmm(matrix.to(dtype), z.to(dtype))
 
 
-def _unpack(p: _Problem, source: _Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None) -> None:
+def _unpack(p: Problem, source: Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None) -> None:
     tile = row_tile(p.width)
     shared = source.x.dim() == 2
-    unpack_kernel[_row_programs(source.rows, tile["BLOCK_N"], 1 if shared else p.groups)](
+    unpack_kernel[row_programs(source.rows, tile["BLOCK_N"], 1 if shared else p.groups)](
         result,
         dz,
         source.x,

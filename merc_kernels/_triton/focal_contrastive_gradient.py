@@ -16,7 +16,7 @@ read.
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, NEVER, double, log2_scale, scalar
+from merc_kernels._triton.focal_contrastive_rows import LN2, NEVER, log2_scale, scalar
 from merc_kernels._triton.focal_contrastive_tiles import (
     PER_CALL,
     dot,
@@ -29,6 +29,7 @@ from merc_kernels._triton.focal_contrastive_tiles import (
     vectors,
     whole,
 )
+from merc_kernels._triton.scalars import double
 
 
 @triton.jit

@@ -18,15 +18,11 @@ and sums run in a fixed order: no atomics, the same bits on every run.
 import triton
 import triton.language as tl
 
+from merc_kernels._triton.scalars import double
+
 LN2, LOG2E = tl.constexpr(0.6931471805599453), tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e38)  # where a maximum starts: differences stay finite
 NEVER = tl.constexpr(1e30)  # m of a row that is no anchor: 2^(s - m) = 0, and 0 m is no NaN
-
-
-@triton.jit
-def double(bits):
-    """The float64 of these bits."""
-    return bits.to(tl.int64).to(tl.float64, bitcast=True)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ candidates is a matter of their label alone: a row that an anchor must not see i
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, LOWEST, double, log2_scale, merged
+from merc_kernels._triton.focal_contrastive_rows import LN2, LOWEST, log2_scale, merged
 from merc_kernels._triton.focal_contrastive_tiles import (
     PER_CALL,
     dot,
@@ -28,6 +28,7 @@ from merc_kernels._triton.focal_contrastive_tiles import (
     raised,
     vectors,
 )
+from merc_kernels._triton.scalars import double
 
 SUMS, TERMS, BOTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 

@@ -68,7 +68,7 @@ class TestValues:
 
         monkeypatch.setattr(host, "_STRIP_BYTES", 1)
         one_tile = lambda programs, columns, tile, *_, **__: (triton.cdiv(columns, tile.columns), 1)  # noqa: E731
-        monkeypatch.setattr(host, "_splits", one_tile)
+        monkeypatch.setattr(host, "splits_of", one_tile)
         case = {"dtype": torch.float32, "gamma": 2.0, "normalize": True, "reduction": "mean"}
         case |= {"temperature": "learnable", "detach_focal": False}
         for use, size in (("prototype anchors", (135, 66)), ("groups", (50, 66)), ("prototype anchors", (70, 20))):
