@@ -1,0 +1,134 @@
+"""Launches through Triton's own binder, compiler and launcher, with a driver that does nothing: no GPU, no values."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to launch on"),
+    pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="needs gcc on Linux"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not launched"),
+]
+ROWS = 70  # more than one block of any kernel that takes pairs
+DTYPES = [torch.float32, torch.bfloat16]
+DTYPES += [pytest.param(dtype, marks=pytest.mark.full) for dtype in (torch.float64, torch.float16)]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """How often something was launched so far, and how often compiled."""
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia import driver as nvidia
+    from triton.runtime.jit import JITFunction
+
+    folder = tmp_path_factory.mktemp("driver")
+    library = folder / "libcuda.so.1"
+    headers = Path(nvidia.__file__).parent / "include"
+    command = ["gcc", "-shared", "-fPIC", "-w", f"-I{headers}", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
+    subprocess.run([*command, str(Path(__file__).parent / "cuda_stub.c")], check=True)
+    stub = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # dlopen of the name finds it from now on
+    stub.launches_so_far.restype = ctypes.c_long
+
+    class Driver(nvidia.CudaDriver):
+        def __init__(self):
+            self.utils, self.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
+            self.get_current_device, self.get_current_stream = (lambda: 0), (lambda device: 0)
+
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+    compilations = []
+    compile_ = JITFunction._do_compile
+
+    def counted(self, *args, **kwargs):
+        compilations.append(self.fn.__name__)
+        return compile_(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("TRITON_LIBCUDA_PATH", str(folder))
+        patch.setattr(JITFunction, "_do_compile", counted)
+        patch.setattr(triton.runtime.driver, "_active", Driver())
+        yield lambda: (stub.launches_so_far(), len(compilations))
+
+
+@pytest.fixture
+def contrastive(driver, monkeypatch):
+    """Forward and backward pass of the focal contrastive loss; every gradient where ``everything`` is there."""
+    from merc_kernels._triton import focal_contrastive as kernels
+
+    monkeypatch.setattr(kernels, "length", lambda count, device: count)  # as on a GPU
+
+    def both(rows, width, dtype, focal=0, everything=False):
+        x, labels = torch.zeros(rows, width, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
+        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        prototypes, refs = (torch.zeros(5, width, dtype=dtype) if everything else None for _ in range(2))
+        tau = torch.ones((), dtype=accumulate) if everything else None
+        weights = torch.ones(5, dtype=accumulate) if everything else None
+        options = (tau, 0.1, 2.0, focal, not everything, everything, False, True, -100)
+        others = (prototypes, refs, None if refs is None else labels[:5])
+        loss, divisor, *saved = kernels.focal_contrastive(x, labels, *others, weights, *options, 2)
+        wanted = (True, everything, everything, everything)
+        kernels.focal_contrastive_backward(loss, divisor, *saved, x, *others[:2], *options, *wanted)
+
+    return both
+
+
+@pytest.fixture
+def divergence(driver):
+    """Forward and backward pass of the divergence."""
+    from merc_kernels._triton import kd_divergence as kernels
+
+    def both(rows, classes, dtype, everything=False):
+        pair = torch.zeros(rows, classes, dtype=dtype), torch.zeros(rows, classes, dtype=dtype)
+        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        numbers, labels = torch.ones(rows, dtype=accumulate), torch.zeros(rows, dtype=torch.int64)
+        some = (numbers, labels, numbers) if everything else (None, None, None)
+        options = (*some, 2.0, 2 if everything else 0, 0.5, 0.3 if everything else 0.0, True, -100)
+        loss, divisor, saved = kernels.kd_divergence(*pair, *options, 2, 1)
+        kernels.kd_divergence_backward(loss, divisor, saved, *pair, *options, True, everything)
+
+    return both
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [24, 600])  # held in registers, and not
+def test_contrastive(driver, contrastive, width, dtype):
+    before, _ = driver()
+    contrastive(ROWS, width, dtype)
+    contrastive(ROWS, width, dtype, focal=1, everything=True)
+    assert driver()[0] - before == 8 + 14
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [7, 9000])
+def test_divergence(driver, divergence, classes, dtype):
+    before, _ = driver()
+    divergence(ROWS, classes, dtype)
+    divergence(ROWS, classes, dtype, everything=True)
+    assert driver()[0] - before == 3 + 3
+
+
+def test_another_number_of_rows_compiles_nothing(driver, contrastive, divergence):
+    for call in (contrastive, divergence):
+        call(1000, 48, torch.bfloat16)
+        _, before = driver()
+        for rows in (1001, 1024, 16, 2, 1):
+            call(rows, 48, torch.bfloat16)
+        assert driver()[1] == before
+
+
+def test_a_launch_that_a_gpu_would_refuse_is_refused(driver):
+    from merc_kernels._triton.reduce import reduce_kernel
+
+    x = torch.zeros(8)
+    with pytest.raises(RuntimeError, match="refused"):
+        reduce_kernel[(1, 70000)](x, x, x, 1, 1, COUNTS=False, BLOCK=16)
