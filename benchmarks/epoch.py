@@ -64,7 +64,8 @@ class EpochSubject:
     def cells(self, scale: str, device: str) -> list[Cell]:
         """The embedded corpus; a part of it for the quick scale."""
         dialogues = 8 if scale == "quick" else 72
-        some = ("merc", "merc:torch") if scale == "quick" else None
+        all_that_differ = None if device == "cpu" else ("merc", "merc:cuda", "merc:triton")
+        some = ("merc", "merc:torch") if scale == "quick" else all_that_differ
         return [Cell(self.name, {"rows": dialogues}, providers=some, seconds=0.1 if scale == "quick" else 4.0)]
 
     def providers(self, device: str) -> list[Provider]:

@@ -142,25 +142,29 @@ def _cpu_cells() -> list[Cell]:
     ]
 
 
+_BRIEF = 0.06  # seconds: hundreds of samples on a GPU
+
+
 def _gpu_cells() -> list[Cell]:
-    """Compilation takes long, so the compiled peer has three sizes; the grid is for the others."""
+    """Compiling takes long, so the compiled peer has few sizes; the grid of widths is for those that scale."""
+    scale = ("merc:cuda", "merc:triton", "merc:triton, tf32", "merc:torch", "eager")
     cells = []
     for rows in (200, 1024, 4096, 16384, 65536, 262144):
         for dtype in ("float32", "bfloat16"):
             passes = ("both", "graph") if rows <= 1024 else ALL_PASSES if rows <= 16384 else ("both",)
             providers = _MOST if rows <= 16384 else _MANY
-            if rows in (1024, 4096, 16384):
+            if rows == 4096 or (rows, dtype) == (16384, "bfloat16"):
                 providers = (*providers, "torch.compile")
-            cells.append(_cell(rows, 256, dtype, passes=passes, providers=providers, seconds=0.15))
+            cells.append(_cell(rows, 256, dtype, passes=passes, providers=providers, seconds=_BRIEF))
     cells += [
-        _cell(956, formula="swfc", providers=(*_OURS, "eager", "loop over anchors"), seconds=0.15),
+        _cell(956, formula="swfc", providers=(*_OURS, "eager", "loop over anchors"), seconds=_BRIEF),
         *(
-            _cell(rows, formula="supcon", providers=(*_OURS, "eager", "pytorch-metric-learning"), seconds=0.15)
+            _cell(rows, formula="supcon", providers=(*_OURS, "eager", "pytorch-metric-learning"), seconds=_BRIEF)
             for rows in (956, 4096, 16384)
         ),
-        _cell(4096, formula="pairs", providers=(*_OURS, "eager", "pytorch-metric-learning", "lightly"), seconds=0.15),
+        _cell(4096, formula="pairs", providers=(*_OURS, "eager", "pytorch-metric-learning", "lightly"), seconds=_BRIEF),
         *(
-            _cell(rows, width, dtype, providers=_MANY[1:], seconds=0.1)  # without merc: on a GPU it is another's double
+            _cell(rows, width, dtype, providers=scale, seconds=_BRIEF)
             for rows in (4096, 16384, 65536, 262144)
             for width in WIDTHS
             if width != 256

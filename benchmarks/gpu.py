@@ -2,15 +2,17 @@
 
     python3 -m benchmarks.gpu [--results FOLDER] [--minutes 8.6]
 
-Builds the kernels in place against the torch of this Python (TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured), runs the
-GPU tests, the benchmarks, and compute-sanitizer's memcheck and racecheck. A part that fails or runs out of its time
-does not stop the next one. FOLDER gets the device's result file, gpu-run.json (the parts) and gpu-run.log (all output).
+Builds the kernels in place against the torch of this Python (TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured); runs the
+GPU tests beside compute-sanitizer's memcheck and racecheck; then, alone, the benchmarks. A part that fails or runs out
+of its time does not stop the next one. FOLDER gets the device's result file, gpu-run.json (the parts) and gpu-run.log
+(all output).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -57,20 +60,23 @@ class Outcome:
     command: str
 
 
-def parts(folder: Path) -> list[Part]:
-    """In their order: what a later one needs first, and what may be cut short last."""
+def stages(folder: Path) -> list[list[Part]]:
+    """In their order; the parts of a stage run side by side."""
     python = sys.executable
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor has bounds of its own
     sanitizer = (
         shutil.which("compute-sanitizer") or f"{os.environ.get('CUDA_HOME', CUDA_USUALLY)}/bin/compute-sanitizer"
     )
+    benchmarks = [python, "-m", "benchmarks", "--device", "cuda", "--results", str(folder)]
     return [
-        Part("build", [python, "setup.py", "build_ext", "--inplace"], 200, 320, {"MERC_FORCE_CUDA": "1"}),
-        Part("backends", [python, "-c", "import merc_kernels as m; print(m.backends())"], 60, 280),
-        Part("tests", [python, "-m", "tests.gpu"], 100, 250),
-        Part("benchmarks", [python, "-m", "benchmarks", "--device", "cuda", "--results", str(folder)], 300, 80),
-        Part("memcheck", [sanitizer, *SANITIZER, "memcheck", python, *CHECKED], 50, 30, alone),
-        Part("racecheck", [sanitizer, *SANITIZER, "racecheck", python, *CHECKED], 50, 5),
+        [Part("build", [python, "setup.py", "build_ext", "--inplace"], 200, 240, {"MERC_FORCE_CUDA": "1"})],
+        [Part("backends", [python, "-c", "import merc_kernels as m; print(m.backends())"], 60, 210)],
+        [
+            Part("tests", [python, "-m", "tests.gpu"], 120, 150),
+            Part("memcheck", [sanitizer, *SANITIZER, "memcheck", python, *CHECKED], 120, 150, alone),
+            Part("racecheck", [sanitizer, *SANITIZER, "racecheck", python, *CHECKED], 120, 150),
+        ],
+        [Part("benchmarks", benchmarks, 400, 5)],
     ]
 
 
@@ -114,12 +120,12 @@ def run(part: Part, left: float, log: IO[str]) -> Outcome:
         )
     except OSError as error:
         return Outcome(part.name, "missing", 0.0, str(error), shown)
-    last, status = _follow(process, started + limit, log)
+    last, status = _follow(part.name, process, started + limit, log)
     seconds = time.monotonic() - started
     return Outcome(part.name, status or ("passed" if process.returncode == 0 else "failed"), seconds, last, shown)
 
 
-def _follow(process: subprocess.Popen[str], end: float, log: IO[str]) -> tuple[str, str]:
+def _follow(name: str, process: subprocess.Popen[str], end: float, log: IO[str]) -> tuple[str, str]:
     """Copy the output until the process ends, or end it; its last line, and ``out of time`` where it was ended."""
     last = [""]
 
@@ -127,8 +133,8 @@ def _follow(process: subprocess.Popen[str], end: float, log: IO[str]) -> tuple[s
         assert process.stdout is not None
         with process.stdout as lines:
             for text in lines:
-                log.write(text)
-                print(text, end="", flush=True)
+                log.write(f"[{name}] {text}")
+                print(f"[{name}] {text}", end="", flush=True)
                 last[0] = text.strip() or last[0]
 
     reader = threading.Thread(target=copy, daemon=True)
@@ -164,8 +170,10 @@ def main() -> int:
     end = time.monotonic() + 60 * options.minutes
     outcomes: list[Outcome] = []
     with (folder / "gpu-run.log").open("w") as log:
-        for part in parts(folder):
-            outcomes.append(run(part, end - time.monotonic(), log))
+        for stage in stages(folder):
+            left = end - time.monotonic()
+            with ThreadPoolExecutor(len(stage)) as pool:
+                outcomes += pool.map(run, stage, itertools.repeat(left), itertools.repeat(log))
             log.flush()
             (folder / "gpu-run.json").write_text(json.dumps({"parts": [asdict(o) for o in outcomes]}, indent=1) + "\n")
     report = [sys.executable, "-m", "benchmarks.report", "--results", str(folder)]

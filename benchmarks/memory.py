@@ -71,8 +71,9 @@ class Worker:
         watchdog = threading.Timer(self._seconds, self._process.kill)
         watchdog.start()
         started = time.monotonic()
-        pipe.write(pickle.dumps((subject, cell, provider)).hex() + "\n")
-        pipe.flush()
+        with contextlib.suppress(BrokenPipeError):  # no answer will come
+            pipe.write(pickle.dumps((subject, cell, provider)).hex() + "\n")
+            pipe.flush()
         answer = next((line for line in answers if line.startswith("answer ")), None)
         watchdog.cancel()
         late = time.monotonic() - started >= self._seconds

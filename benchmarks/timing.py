@@ -12,6 +12,8 @@ import torch
 from benchmarks.cell import Call
 
 SHORTEST = 3e-3  # seconds of one sample on the CPU: a shorter call is repeated within it
+SWEEPS = 3
+LONGEST = 0.02  # seconds of a call on a GPU from which on a clock is good enough, and the cache does not matter
 MOST_ROUNDS, FEWEST_ROUNDS = 40, 3
 Times = list[float]  # milliseconds
 
@@ -73,12 +75,17 @@ def takes_part(index: int, rounds: int, total: int) -> bool:
 
 
 def _on_a_gpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times]:
-    """`triton.testing.do_bench` in sweeps over all calls: events, and the L2 cache flushed before each call."""
+    """`triton.testing.do_bench` in sweeps over all calls: events, and the L2 cache flushed before each call.
+
+    It makes eight calls at least, too many where they are long: of those each sweep takes one.
+    """
     from triton.testing import do_bench  # type: ignore[import-untyped]
 
     times: dict[str, Times] = {name: [] for name in calls}
-    for sweep in range(3):
+    for _ in range(SWEEPS):
         for name, (call, first) in calls.items():
-            if sweep == 0 or first < seconds / 10:
-                times[name] += do_bench(call, warmup=10, rep=int(seconds * 1e3 / 3), return_mode="all")
+            if first < LONGEST:
+                times[name] += do_bench(call, warmup=10, rep=max(1, int(seconds * 1e3 / SWEEPS)), return_mode="all")
+            else:
+                times[name].append(_clock(call, "cuda") * 1e3)
     return times
