@@ -112,6 +112,8 @@ def extension():
 
 
 problem = compiler_problem()
+if problem and os.environ.get("MERC_FORCE_CUDA") == "1":
+    raise SystemExit(f"merc-kdc: MERC_FORCE_CUDA=1: {problem}")
 if problem:
     print(f"merc-kdc: building without compiled kernels: {problem}", file=sys.stderr)
     setup()

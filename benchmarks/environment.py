@@ -22,7 +22,10 @@ def environment() -> dict[str, Any]:
     """Machine, versions, commit (+ where more than results has changed; unknown outside a repository) and command."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # there is no git
+            return ""
 
     changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results") else ""
     return {

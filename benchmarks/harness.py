@@ -24,7 +24,8 @@ from benchmarks.memory import ProcessLostError, Worker, is_out_of_memory
 from benchmarks.timing import interleaved, quantiles
 
 CALLS = 8  # made of one pass at least: memory, accuracy, warm-up, samples
-SILENCE = {"cpu": 120.0, "cuda": 60.0}  # seconds after which a first call, compiled in them, is taken to hang
+SILENCE = {"cpu": 120.0, "cuda": 45.0}  # seconds after which a first call, compiled in them, is taken to hang
+OPERATORS = ("focal_contrastive", "kd_divergence")  # subjects of one operator; the others use both
 Row = dict[str, Any]
 Run = dict[str, Any]
 Truth = tuple[float, Any, int]
@@ -92,13 +93,12 @@ class Harness:
         self._last: tuple[Cell, Truth] | None = None
         limit = budget.extra_bytes + (2 << 30)  # beside torch itself and the inputs
         self._worker = Worker(device, limit, SILENCE[device])
-        self._lost: dict[str, str] = {}  # provider → where, and why
+        self._lost: dict[tuple[str, str], str] = {}  # subject, kernels → where, and why
 
     def run(self, subject: Subject, cells: list[Cell]) -> Run:
         """The subject's rows, the exponents fitted to them, and the providers that are absent, with the reason."""
         providers = subject.providers(self._device)
         predictor = Predictor()
-        self._lost = {}
         rows: list[Row] = []
         for cell in cells:
             started = time.monotonic()
@@ -133,7 +133,7 @@ class Harness:
             else:
                 for name in cell.passes:
                     note(provider, name, verdict)
-        floor = subject.floor(cell, self._device) if right else Floor()
+        floor = self._floor(subject, cell) if right else Floor()
         for name in cell.passes:
             for key, numbers in self._timed(cell, name, right, floor).items():
                 provider, values = right[key].provider, right[key].values
@@ -146,11 +146,11 @@ class Harness:
 
     def _checked(self, subject: Subject, cell: Cell, provider: Provider) -> Row | _Checked:
         """The provider's calls, weighed and right; or the numbers of a row that says why not."""
-        if (reason := self._lost.get(provider.name)) is not None:
+        if (reason := self._lost_before(subject, provider)) is not None:
             return {"status": "failed", "reason": f"not run again after {reason}"}
-        if self._device == "cuda":
-            torch.cuda.empty_cache()
         try:
+            if self._device == "cuda":
+                torch.cuda.empty_cache()
             extra = self._weigh(subject, cell, provider)
             truth = self._truth(subject, cell)
             problem = subject.problem(cell, provider, self._device)
@@ -160,12 +160,26 @@ class Harness:
                 error = relative_error(checked.result(), truth)
         except Exception as raised:  # whatever a peer raises is its result, and the others go on
             if isinstance(raised, ProcessLostError):
-                self._lost[provider.name] = f"{cell.title}: {raised}"
+                self._lost[subject.name, _kernels_of(provider)] = f"{cell.title}: {raised}"
             return _failure(raised)
         values = {"error": error, "error_rows": truth[2], "peak_extra_bytes": extra}
         if error <= subject.limit[cell.dtype]:  # a NaN is not
             return _Checked(provider, problem, values)
         return {"status": "wrong", **values}
+
+    def _lost_before(self, subject: Subject, provider: Provider) -> str | None:
+        """Where and why its kernels took a process along, in this subject or in one of an operator that it uses."""
+        for (name, kernels), reason in self._lost.items():
+            if kernels == _kernels_of(provider) and (name == subject.name or subject.name not in OPERATORS):
+                return reason
+        return None
+
+    def _floor(self, subject: Subject, cell: Cell) -> Floor:
+        try:
+            return subject.floor(cell, self._device)
+        except Exception as error:  # the rows stand without it
+            self._say(f"{cell.title}: no floor: {error}")
+            return Floor()
 
     def _truth(self, subject: Subject, cell: Cell) -> Truth:
         if self._last is None or self._last[0] is not cell:
@@ -204,6 +218,11 @@ class Harness:
                 row["passes"] = row["median_ms"] / floor.unit(medians)
             numbers[key] = row
         return numbers
+
+
+def _kernels_of(provider: Provider) -> str:
+    """``merc:triton, tf32`` and ``merc:triton`` are the same."""
+    return provider.name.partition(",")[0]
 
 
 def _run(subject: Subject, providers: list[Provider], rows: list[Row]) -> Run:

@@ -16,6 +16,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from importlib import import_module
@@ -27,6 +28,7 @@ import torch
 from benchmarks.cell import Call, Cell, Problem
 
 BLOCK = 1 << 16
+EAGER_TO_UNMAP = {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)}
 
 
 class OutOfMemoryError(Exception):
@@ -55,6 +57,7 @@ class Worker:
     def __init__(self, device: str, limit: int, seconds: float) -> None:
         self._device, self._limit, self._seconds = device, limit, seconds
         self._process: subprocess.Popen[str] | None = None
+        self._errors: IO[str] | None = None
 
     def peak(self, subject: str, cell: Cell, provider: str) -> int:
         """Peak extra bytes of one call.
@@ -68,22 +71,22 @@ class Worker:
             self.close()
             self._process = self._started()
         pipe, answers = _pipes(self._process)
+        started = time.monotonic()
         watchdog = threading.Timer(self._seconds, self._process.kill)
         watchdog.start()
-        started = time.monotonic()
         with contextlib.suppress(BrokenPipeError):  # no answer will come
             pipe.write(pickle.dumps((subject, cell, provider)).hex() + "\n")
             pipe.flush()
-        answer = next((line for line in answers if line.startswith("answer ")), None)
+        answer = next(iter(answers), None)
         watchdog.cancel()
         late = time.monotonic() - started >= self._seconds
         if answer is None:
-            self.close()
+            said = self.close()
             if late:
                 raise ProcessLostError(f"no answer in {self._seconds:.0f} s")
             if self._device == "cpu":
                 raise OutOfMemoryError("the process that measured it was killed")
-            raise ProcessLostError("the process that measured it died")
+            raise ProcessLostError(f"the process that measured it died: {said}")
         kind, _, text = answer.removeprefix("answer ").strip().partition(" ")
         if kind == "lost":
             self.close()
@@ -95,24 +98,33 @@ class Worker:
         return int(text)
 
     def _started(self) -> subprocess.Popen[str]:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  close() closes it
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.memory", self._device, str(self._limit)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
-            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(BLOCK), "MALLOC_TRIM_THRESHOLD_": str(BLOCK)},
+            env=os.environ | ({} if self._device == "cuda" else EAGER_TO_UNMAP),
             cwd=Path(__file__).parents[1],
         )
 
-    def close(self) -> None:
-        """End the process."""
+    def close(self) -> str:
+        """End the process; the last line that it wrote to stderr."""
+        lines: list[str] = []
         if self._process is not None:
             for pipe in _pipes(self._process):
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-            self._process.wait(timeout=60)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a process that was killed
+                self._process.wait(timeout=20)
             self._process = None
+        if self._errors is not None:
+            with self._errors as errors:
+                errors.seek(0)
+                lines = errors.read().splitlines()
+            self._errors = None
+        return lines[-1][:300] if lines else "it said nothing"
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
@@ -163,7 +175,12 @@ def _answer(request: tuple[str, Cell, str], device: str) -> int:
     provider = next(provider for provider in subject.providers(device) if provider.name == wanted)
     problem: Problem = subject.problem(cell, provider, device)
     with provider.settings():
-        if device == "cuda" or wanted == "torch.compile":  # compiling is no part of a call
+        if device == "cuda":  # what is to be timed is tried here, compiled and captured
+            for name in cell.passes:
+                problem.call(name)()
+                torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        elif wanted == "torch.compile":  # compiling is no part of a call
             problem.both()
         else:
             subject.problem(cell, provider, device, rows=64).both()  # threads and libraries are ready
@@ -178,13 +195,16 @@ def main() -> None:
     device, limit = sys.argv[1], int(sys.argv[2])
     if device == "cpu":  # a GPU's addresses count as data
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    answers = os.fdopen(os.dup(1), "w", buffering=1)  # which no process that is started here inherits
+    os.dup2(2, 1)
     for line in sys.stdin:
         try:
-            print(f"answer bytes {_answer(pickle.loads(bytes.fromhex(line.strip())), device)}", flush=True)
+            answer = f"bytes {_answer(pickle.loads(bytes.fromhex(line.strip())), device)}"
         except Exception as error:  # the process goes on; who asked decides
             kind = "memory" if is_out_of_memory(error) else "error" if works(device) else "lost"
             text = " ".join(str(error).split())[:300]
-            print(f"answer {kind} {type(error).__name__}: {text}", flush=True)
+            answer = f"{kind} {type(error).__name__}: {text}"
+        answers.write(f"answer {answer}\n")
         if device == "cuda":
             torch.cuda.empty_cache()
 

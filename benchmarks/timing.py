@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -49,19 +49,20 @@ def _clock(call: Call, device: str) -> float:
     return time.perf_counter() - start
 
 
-def _on_the_cpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times]:
+def _on_the_cpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times | Exception]:
     inner = {name: max(1, math.ceil(SHORTEST / first)) for name, (_, first) in calls.items()}
     rounds = {name: rounds_of(first * inner[name], seconds) for name, (_, first) in calls.items()}
-    times: dict[str, Times] = {name: [] for name in calls}
     total = max(rounds.values(), default=0)
-    for index in range(total):
-        for name, (call, _) in calls.items():
-            if takes_part(index, rounds[name], total):
-                start = time.perf_counter()
-                for _ in range(inner[name]):
-                    call()
-                times[name].append((time.perf_counter() - start) / inner[name] * 1e3)
-    return times
+
+    def sample(name: str, index: int) -> Times:
+        if not takes_part(index, rounds[name], total):
+            return []
+        call, start = calls[name][0], time.perf_counter()
+        for _ in range(inner[name]):
+            call()
+        return [(time.perf_counter() - start) / inner[name] * 1e3]
+
+    return _swept(sample, calls, total)
 
 
 def rounds_of(sample: float, seconds: float) -> int:
@@ -74,18 +75,31 @@ def takes_part(index: int, rounds: int, total: int) -> bool:
     return (index + 1) * rounds // total > index * rounds // total
 
 
-def _on_a_gpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times]:
+def _on_a_gpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times | Exception]:
     """`triton.testing.do_bench` in sweeps over all calls: events, and the L2 cache flushed before each call.
 
     It makes eight calls at least, too many where they are long: of those each sweep takes one.
     """
     from triton.testing import do_bench  # type: ignore[import-untyped]
 
-    times: dict[str, Times] = {name: [] for name in calls}
-    for _ in range(SWEEPS):
-        for name, (call, first) in calls.items():
-            if first < LONGEST:
-                times[name] += do_bench(call, warmup=10, rep=max(1, int(seconds * 1e3 / SWEEPS)), return_mode="all")
-            else:
-                times[name].append(_clock(call, "cuda") * 1e3)
-    return times
+    def sample(name: str, index: int) -> Times:
+        call, first = calls[name]
+        if first >= LONGEST:
+            return [_clock(call, "cuda") * 1e3]
+        times: Times = do_bench(call, warmup=10, rep=max(1, int(seconds * 1e3 / SWEEPS)), return_mode="all")
+        return times
+
+    return _swept(sample, calls, SWEEPS)
+
+
+def _swept(sample: Callable[[str, int], Times], names: Iterable[str], sweeps: int) -> dict[str, Times | Exception]:
+    """The samples of each name, sweep by sweep; one that raises has no further part in it."""
+    times: dict[str, Times] = {name: [] for name in names}
+    errors: dict[str, Exception] = {}
+    for index in range(sweeps):
+        for name in [name for name in times if name not in errors]:
+            try:
+                times[name] += sample(name, index)
+            except Exception as error:  # as above
+                errors[name] = error
+    return times | errors

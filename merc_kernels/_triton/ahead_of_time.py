@@ -10,7 +10,7 @@ import torch
 
 from merc_kernels._triton import focal_contrastive_configuration as contrastive
 from merc_kernels._triton import focal_contrastive_rows as of_rows
-from merc_kernels._triton import kd_divergence, reduce
+from merc_kernels._triton import kd_divergence, reduction
 from merc_kernels._triton.focal_contrastive_gradient import pair_gradient_kernel
 from merc_kernels._triton.focal_contrastive_sums import BOTH, SUMS, TERMS, pair_sums_kernel
 from merc_kernels._triton.kd_divergence_kernels import backward_kernel, forward_kernel
@@ -67,8 +67,8 @@ def kd_divergence_configurations() -> Iterator[Configuration]:
             tiled = ("stride_sg", "stride_sn", "stride_tg", "stride_tn", "classes") if aligned else ()
             yield _configuration(kernel, accumulate, pointees, constants, tiled)
     for accumulate, counts in itertools.product((torch.float64, torch.float32), (True, False)):
-        constants = {"COUNTS": counts, "BLOCK": reduce.REDUCE_BLOCK, "num_warps": reduce.REDUCE_WARPS}
-        yield _configuration(reduce.reduce_kernel, accumulate, {}, constants)
+        constants = {"COUNTS": counts, "BLOCK": reduction.REDUCE_BLOCK, "num_warps": reduction.REDUCE_WARPS}
+        yield _configuration(reduction.reduce_kernel, accumulate, {}, constants)
 
 
 def focal_contrastive_configurations() -> Iterator[Configuration]:

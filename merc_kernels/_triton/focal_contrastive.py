@@ -34,7 +34,7 @@ from merc_kernels._triton.focal_contrastive_rows import (
     unpack_kernel,
 )
 from merc_kernels._triton.focal_contrastive_sums import BOTH, SUMS, TERMS, pair_sums_kernel
-from merc_kernels._triton.reduce import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels._triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 
 _NONE, _MEAN, _BATCHMEAN = 0, 2, 3
 _STRIP_BYTES = 1 << 28  # of W + W' at a time: thousands of rows, to fill the chip with one matrix product

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from merc_kernels._triton.kd_divergence_kernels import NUMBERS, backward_kernel, forward_kernel
-from merc_kernels._triton.reduce import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels._triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels._triton.scalars import bits
 
 _NONE, _BATCHMEAN = 0, 2

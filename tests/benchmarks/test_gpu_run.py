@@ -9,15 +9,16 @@ import pytest
 from benchmarks import contrastive_peers, gpu
 from benchmarks.cell import Cell
 from tests.gpu import __main__ as gpu_tests
-from tests.gpu.conftest import of_share
+from tests.gpu.conftest import kind_of, of_share
+from tests.gpu.operators import FUSED, OPERATORS
 
 
 def test_what_a_gpu_run_needs_is_named_first(monkeypatch, capsys):
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "pybind11" else object())
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "pytest" else object())
     monkeypatch.setattr(gpu.sys, "argv", ["gpu"])
     with pytest.raises(SystemExit):
         gpu.main()
-    assert "has no pybind11" in capsys.readouterr().err
+    assert "has no pytest" in capsys.readouterr().err
 
 
 def test_the_gpu_run_goes_on_past_a_failed_part(tmp_path: Path):
@@ -37,27 +38,24 @@ def test_the_gpu_run_goes_on_past_a_failed_part(tmp_path: Path):
 
 def test_the_gpu_run_fits_nine_minutes():
     stages = gpu.stages(Path())
-    assert {part.name for stage in stages for part in stage} >= {
-        "build",
-        "tests",
-        "benchmarks",
-        "memcheck",
-        "racecheck",
-    }
+    names = {part.name for stage in stages for part in stage}
+    assert names >= {"build", "tests", "benchmarks", "memcheck focal_contrastive", "racecheck kd_divergence"}
     for stage, behind in itertools.pairwise(stages):
         assert min(part.reserve for part in stage) > max(part.reserve for part in behind)
 
 
 def test_each_gpu_test_has_one_process():
-    def item(**parameters):
-        return SimpleNamespace(callspec=SimpleNamespace(params=parameters))
+    def item(name, **parameters):
+        return SimpleNamespace(name=f"{name}[some]", callspec=SimpleNamespace(params=parameters))
 
-    items = [item(backend=name, rows=rows) for rows in range(11) for name in ("cuda", "triton", "torch")]
-    items += [item(rows=3), SimpleNamespace()]  # these have no backend
-    shares = [of_share(items, name) for name in gpu_tests.tasks() if name != "small case"]
+    names = ("test_contrastive_sizes", "test_divergence")
+    items = [item(name, backend=backend) for _ in range(7) for name in names for backend in FUSED]
+    items += [item("test_the_same_bits", loss=loss, operator=operator) for loss in FUSED for operator in OPERATORS]
+    items += [item("test_of_none", rows=3), SimpleNamespace(name="test_of_none")]
+    shares = [of_share(items, name) for name in gpu_tests.tasks()]
     assert sorted(map(id, itertools.chain(*shares))) == sorted(map(id, items))
-    for share in shares[:2]:
-        assert len({test.callspec.params["backend"] for test in share[:11]}) == 1
+    assert all(shares)
+    assert len({tuple(kind_of(test)) for test in shares[0]}) == 1
 
 
 def test_the_gpu_tests_say_how_they_went(monkeypatch, capsys):
@@ -66,10 +64,19 @@ def test_the_gpu_tests_say_how_they_went(monkeypatch, capsys):
         print("2 failed, 3 passed, 1 skipped in 0.1s")
         raise SystemExit("triton" in os.environ["MERC_GPU_TESTS"])
     """
-    monkeypatch.setattr(gpu_tests, "tasks", lambda: {name: ["-c", program] for name in ("cuda 1/1", "triton 1/1")})
+    monkeypatch.setattr(gpu_tests, "PYTEST", ["-c", program])
+    monkeypatch.setattr(gpu_tests, "tasks", lambda: ["cuda 1/1", "triton 1/1"])
     assert gpu_tests.main() == 1
     *_, last = capsys.readouterr().out.splitlines()
     assert last == "4 failed, 6 passed, 2 skipped, in trouble: triton 1/1"
+
+
+def test_a_gpu_test_that_hangs_is_ended(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_tests, "PYTEST", ["-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(gpu_tests, "SECONDS", 0.5)
+    monkeypatch.setattr(gpu_tests, "tasks", lambda: ["cuda 1/1"])
+    assert gpu_tests.main() == 1
+    assert "in trouble: cuda 1/1" in capsys.readouterr().out
 
 
 def test_products_in_tf32_are_measured_for_float32_alone():

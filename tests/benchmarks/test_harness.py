@@ -95,6 +95,26 @@ def test_one_that_takes_its_process_along_is_not_run_again():
     assert [row["status"] for row in of(result, "right")] == ["ok", "ok"]
 
 
+def test_kernels_that_took_a_process_along_are_not_run_by_what_uses_them():
+    harness = Harness("cpu", Budget(1e9, 1 << 40), lambda text: None)
+    both, other = made.Squares(), made.Squares()
+    other.name = "kd_divergence"
+    harness._lost["focal_contrastive", "merc:triton"] = "somewhere"
+    tf32, alone = Provider("merc:triton, tf32", made.right), Provider("merc:cuda", made.right)
+    assert harness._lost_before(both, tf32) == "somewhere"
+    assert harness._lost_before(both, alone) is None
+    assert harness._lost_before(other, tf32) is None
+
+
+def test_the_rows_stand_without_a_floor():
+    subject = made.Squares(Provider("right", made.right))
+    subject.floor = made.raises
+    harness = Harness("cpu", Budget(1e9, 1 << 40), lambda text: None)
+    harness._worker = Weighless()
+    rows = harness.run(subject, subject.cells("full", "cpu"))["rows"]
+    assert [(row["status"], row["floor_ms"]) for row in rows] == [("ok", None), ("ok", None)]
+
+
 def test_what_was_measured_is_kept_after_each_cell():
     kept = []
     subject = made.Squares(Provider("right", made.right))
@@ -200,6 +220,21 @@ def test_one_that_raises_does_not_stop_the_others():
 
     times = interleaved({"bad": bad, "good": lambda: time.sleep(0.001)}, 0.01, "cpu")
     assert isinstance(times["bad"], ValueError)
+    assert len(times["good"]) >= 3
+
+
+def test_one_that_raises_later_does_not_stop_the_others():
+    calls = []
+
+    def bad():
+        calls.append(1)
+        if len(calls) > 3:
+            raise ValueError("no more")
+        time.sleep(0.004)
+
+    times = interleaved({"bad": bad, "good": lambda: time.sleep(0.004)}, 0.05, "cpu")
+    assert isinstance(times["bad"], ValueError)
+    assert len(calls) == 4
     assert len(times["good"]) >= 3
 
 

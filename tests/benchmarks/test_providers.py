@@ -113,6 +113,16 @@ def test_the_process_that_weighs():
         worker.close()
 
 
+def test_a_process_that_dies_on_a_gpu_says_why(monkeypatch, tmp_path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no device here >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(memory.sys, "executable", str(program))
+    worker = memory.Worker("cuda", 0, 60)
+    with pytest.raises(memory.ProcessLostError, match="died: no device here"):
+        worker.peak("kd_divergence", Cell("kd_divergence", {"rows": 4, "classes": 4}), "eager")
+
+
 def test_a_process_that_does_not_answer_is_killed():
     worker = memory.Worker("cpu", 3 << 30, 0.01)
     with pytest.raises(memory.ProcessLostError, match="no answer"):

@@ -1,5 +1,5 @@
 """The GPU tests, in several processes: kernels compile side by side, and one that ruins its process, as an illegal
-access does, ruins the tests of no other backend.
+access does, or hangs, takes the tests of no other backend or operator along.
 
 python -m tests.gpu
 """
@@ -11,28 +11,31 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PYTEST = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider", "--maxfail=20"]
+PYTEST += ["-o", "faulthandler_timeout=40"]  # says where it hangs
 SUMMARY = re.compile(r"\b(\d+) (passed|failed|error|skipped)")
-MOST = 8  # processes of the backend that compiles as it goes
+SECONDS = 105  # after which a process is killed
+COMPILING = {"focal_contrastive": 3, "kd_divergence": 1}  # shares of Triton's processes: it compiles as it goes
 
 
-def tasks() -> dict[str, list[str]]:
-    """Name → arguments of python. A name like ``triton 2/8`` says which tests it runs (conftest.py)."""
-    compiling = max(1, min(MOST, (os.cpu_count() or 1) // 2))
-    names = ["cuda 1/1", "torch 1/1", *(f"triton {i + 1}/{compiling}" for i in range(compiling))]
-    # Its kernels are compiled here, where compute-sanitizer does not watch.
-    return dict.fromkeys(names, PYTEST) | {"small case": ["-m", "tests.gpu.small_case"]}
+def tasks() -> list[str]:
+    """Which tests run together, as conftest.py reads it: ``triton kd_divergence 2/3``."""
+    some = max(1, min(3, (os.cpu_count() or 1) // 6))
+    counts = {("triton", operator): some * share for operator, share in COMPILING.items()}
+    kinds = itertools.product(("cuda", "torch", "triton"), COMPILING)
+    return [f"{' '.join(kind)} {i + 1}/{n}" for kind in kinds for n in [counts.get(kind, 1)] for i in range(n)]
 
 
-def run(name: str, arguments: list[str], threads: int) -> tuple[int, Counter[str]]:
+def run(name: str, threads: int) -> tuple[int, Counter[str]]:
     """Run one, showing its lines as they come; its exit code, and how many tests passed, failed, were skipped."""
     process = subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, *PYTEST],
         cwd=ROOT,
         env=os.environ | {"MERC_GPU_TESTS": name, "OMP_NUM_THREADS": str(threads)},
         stdout=subprocess.PIPE,
@@ -40,12 +43,15 @@ def run(name: str, arguments: list[str], threads: int) -> tuple[int, Counter[str
         text=True,
         errors="replace",
     )
+    watchdog = threading.Timer(SECONDS, process.kill)
+    watchdog.start()
     assert process.stdout is not None
     last = ""
     with process.stdout as lines:
         for line in lines:
             print(f"[{name}] {line}", end="", flush=True)
             last = line
+    watchdog.cancel()
     return process.wait(), Counter({what: int(count) for count, what in SUMMARY.findall(last)})
 
 
@@ -54,7 +60,7 @@ def main() -> int:
     todo = tasks()
     threads = max(1, (os.cpu_count() or 1) // len(todo))
     with ThreadPoolExecutor(len(todo)) as pool:
-        codes, counts = zip(*pool.map(run, todo, todo.values(), itertools.repeat(threads)), strict=True)
+        codes, counts = zip(*pool.map(run, todo, itertools.repeat(threads)), strict=True)
     total = sum(counts, Counter())
     bad = [f"in trouble: {name}" for name, code in zip(todo, codes, strict=True) if code]
     print(", ".join([f"{count} {what}" for what, count in sorted(total.items())] + bad))

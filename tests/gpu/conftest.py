@@ -24,12 +24,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 def of_share(items, share):
-    """Those of ``BACKEND I/N``: every N-th test of the backend from the I-th on; what has no backend goes to torch."""
-    backend, part = share.split()
+    """Those of ``BACKEND OPERATOR I/N``: of the tests of both, every N-th from the I-th on."""
+    *kind, part = share.split()
     index, count = map(int, part.split("/"))
-    return [item for item in items if backend_of(item) == backend][index - 1 :: count]
+    return [item for item in items if kind_of(item) == kind][index - 1 :: count]
 
 
-def backend_of(item):
-    parameters = getattr(item, "callspec", None)
-    return next((x for x in parameters.params.values() if x in FUSED), "torch") if parameters else "torch"
+def kind_of(item):
+    """Its backend and its operator; what has none goes with others."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    backend = next((x for x in parameters if x in FUSED), "torch")
+    of_divergence = "kd_divergence" in parameters or "divergence" in item.name.partition("[")[0]
+    return [backend, "kd_divergence" if of_divergence else "focal_contrastive"]

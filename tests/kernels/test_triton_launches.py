@@ -127,7 +127,7 @@ def test_another_number_of_rows_compiles_nothing(driver, contrastive, divergence
 
 
 def test_a_launch_that_a_gpu_would_refuse_is_refused(driver):
-    from merc_kernels._triton.reduce import reduce_kernel
+    from merc_kernels._triton.reduction import reduce_kernel
 
     x = torch.zeros(8)
     with pytest.raises(RuntimeError, match="refused"):

@@ -24,7 +24,7 @@ void run_tiles(const Layout& layout, int64_t workers, const Compute& compute, co
   std::atomic<bool> failed{false};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      for (size_t i = next++; i < tiles.size(); i = next++) {
+      for (size_t i = next++; i < tiles.size() && !failed; i = next++) {
         const Tile& tile = tiles[i];
         try {
           compute(tile, worker);
