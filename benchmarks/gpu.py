@@ -33,7 +33,8 @@ CUDA_USUALLY = "/usr/local/cuda"
 OPERATORS = ("focal_contrastive", "kd_divergence")
 # The kernels' own errors alone: not those of compilers that are started, nor of calls that PyTorch tries and handles.
 SANITIZERS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
-SANITIZER = ["--error-exitcode", "9", "--print-limit", "20", "--target-processes", "application-only", "--tool"]
+SANITIZER = ["--error-exitcode", "9", "--print-limit", "20", "--target-processes", "application-only"]
+SANITIZER += ["--destroy-on-device-error", "kernel", "--tool"]  # so that the next kernel is checked too
 LEAST_SECONDS = 30.0  # that the benchmarks need, to measure anything
 
 
