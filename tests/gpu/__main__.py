@@ -49,7 +49,7 @@ def run(name: str, threads: int) -> tuple[int, Counter[str]]:
     last = ""
     with process.stdout as lines:
         for line in lines:
-            print(f"[{name}] {line}", end="", flush=True)
+            print(f"[{name}] {line.rstrip()}", flush=True)
             last = line
     watchdog.cancel()
     return process.wait(), Counter({what: int(count) for count, what in SUMMARY.findall(last)})
