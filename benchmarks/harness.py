@@ -38,6 +38,7 @@ class _Checked:
     provider: Provider
     problem: Problem
     values: Row
+    no_graph: str
 
 
 @dataclass
@@ -151,7 +152,7 @@ class Harness:
         try:
             if self._device == "cuda":
                 torch.cuda.empty_cache()
-            extra = self._weigh(subject, cell, provider)
+            weighed = self._worker.weigh(subject.name, cell, provider.name)
             truth = self._truth(subject, cell)
             problem = subject.problem(cell, provider, self._device)
             whole = truth[2] == cell.sizes["rows"]
@@ -162,9 +163,9 @@ class Harness:
             if isinstance(raised, ProcessLostError):
                 self._lost[subject.name, _kernels_of(provider)] = f"{cell.title}: {raised}"
             return _failure(raised)
-        values = {"error": error, "error_rows": truth[2], "peak_extra_bytes": extra}
+        values = {"error": error, "error_rows": truth[2], "peak_extra_bytes": weighed.extra_bytes}
         if error <= subject.limit[cell.dtype]:  # a NaN is not
-            return _Checked(provider, problem, values)
+            return _Checked(provider, problem, values, weighed.no_graph)
         return {"status": "wrong", **values}
 
     def _lost_before(self, subject: Subject, provider: Provider) -> str | None:
@@ -186,14 +187,14 @@ class Harness:
             self._last = (cell, subject.truth(cell, self._device))
         return self._last[1]
 
-    def _weigh(self, subject: Subject, cell: Cell, provider: Provider) -> int | None:
-        return self._worker.peak(subject.name, cell, provider.name) if "both" in cell.passes else None
-
     def _timed(self, cell: Cell, name: str, right: Mapping[str, _Checked], floor: Floor) -> dict[str, Row]:
         """Provider → numbers of one pass."""
         numbers: dict[str, Row] = {}
         calls: dict[str, Call] = {}
         for key, checked in right.items():
+            if name == "graph" and checked.no_graph:
+                numbers[key] = {"status": "failed", "reason": checked.no_graph}
+                continue
             try:
                 with checked.provider.settings():
                     calls[key] = _within(checked.provider, checked.problem.call(name))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import pickle
 import subprocess
@@ -21,7 +22,7 @@ import threading
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -45,6 +46,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
 
 
+class Weighed(NamedTuple):
+    """What came of a provider's first calls.
+
+    Attributes:
+        extra_bytes: at the peak of one call.
+        no_graph: why it cannot be captured as a CUDA graph and replayed, where that was wanted and failed.
+    """
+
+    extra_bytes: int
+    no_graph: str = ""
+
+
 class Worker:
     """The process that measures; started at the first request, and again after it died.
 
@@ -59,8 +72,8 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._errors: IO[str] | None = None
 
-    def peak(self, subject: str, cell: Cell, provider: str) -> int:
-        """Peak extra bytes of one call.
+    def weigh(self, subject: str, cell: Cell, provider: str) -> Weighed:
+        """Run a provider for the first time on a size.
 
         Raises:
             OutOfMemoryError: it needs more than the limit, or the process died of it.
@@ -87,15 +100,18 @@ class Worker:
             if self._device == "cpu":
                 raise OutOfMemoryError("the process that measured it was killed")
             raise ProcessLostError(f"the process that measured it died: {said}")
-        kind, _, text = answer.removeprefix("answer ").strip().partition(" ")
+        kind, *said = json.loads(answer)
         if kind == "lost":
             self.close()
-            raise ProcessLostError(text)
+            raise ProcessLostError(*said)
         if kind == "memory":
-            raise OutOfMemoryError(text)
+            raise OutOfMemoryError(*said)
         if kind == "error":
-            raise RuntimeError(text)
-        return int(text)
+            raise RuntimeError(*said)
+        weighed = Weighed(*said)
+        if weighed.no_graph:  # a capture that fails can leave its stream behind
+            self.close()
+        return weighed
 
     def _started(self) -> subprocess.Popen[str]:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  close() closes it
@@ -169,23 +185,35 @@ def allocated_peak(call: Call) -> int:
     return peak - before
 
 
-def _answer(request: tuple[str, Cell, str], device: str) -> int:
+def _weighed(request: tuple[str, Cell, str], device: str) -> Weighed:
     name, cell, wanted = request
     subject: Any = import_module(f"benchmarks.{name}").SUBJECT
     provider = next(provider for provider in subject.providers(device) if provider.name == wanted)
     problem: Problem = subject.problem(cell, provider, device)
     with provider.settings():
-        if device == "cuda":  # what is to be timed is tried here, compiled and captured
-            for name in cell.passes:
-                problem.call(name)()
-                torch.cuda.synchronize()
+        if device == "cuda":
+            for each in cell.passes:
+                if each != "graph":
+                    problem.call(each)()
+                    torch.cuda.synchronize()
             torch.cuda.empty_cache()
         elif wanted == "torch.compile":  # compiling is no part of a call
             problem.both()
         else:
             subject.problem(cell, provider, device, rows=64).both()  # threads and libraries are ready
         peak = (allocated_peak if device == "cuda" else resident_peak)(problem.both)
-    return max(0, peak - problem.returned_bytes)
+        no_graph = ""
+        if "graph" in cell.passes:
+            try:
+                problem.call("graph")()
+                torch.cuda.synchronize()
+            except Exception as error:  # the other passes stand
+                no_graph = _line(error)
+    return Weighed(max(0, peak - problem.returned_bytes), no_graph)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def main() -> None:
@@ -199,13 +227,12 @@ def main() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         try:
-            answer = f"bytes {_answer(pickle.loads(bytes.fromhex(line.strip())), device)}"
+            answer = ["weighed", *_weighed(pickle.loads(bytes.fromhex(line.strip())), device)]
         except Exception as error:  # the process goes on; who asked decides
             kind = "memory" if is_out_of_memory(error) else "error" if works(device) else "lost"
-            text = " ".join(str(error).split())[:300]
-            answer = f"{kind} {type(error).__name__}: {text}"
-        answers.write(f"answer {answer}\n")
-        if device == "cuda":
+            answer = [kind, _line(error)]
+        answers.write(json.dumps(answer) + "\n")
+        if device == "cuda" and works(device):
             torch.cuda.empty_cache()
 
 

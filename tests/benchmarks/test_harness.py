@@ -9,7 +9,7 @@ import pytest
 from benchmarks.cell import Cell, Provider
 from benchmarks.growth import Prediction, Predictor, exponent, exponents
 from benchmarks.harness import CALLS, Budget, Harness, relative_error
-from benchmarks.memory import OutOfMemoryError, ProcessLostError
+from benchmarks.memory import OutOfMemoryError, ProcessLostError, Weighed
 from benchmarks.timing import interleaved, quantiles, rounds_of, takes_part
 from tests.benchmarks import subject as made
 
@@ -20,8 +20,8 @@ class Weighless:
     def __init__(self, peak=lambda provider: 1 << 20):
         self._peak = peak
 
-    def peak(self, subject, cell, provider):
-        return self._peak(provider)
+    def weigh(self, subject, cell, provider):
+        return Weighed(*weighed) if isinstance(weighed := self._peak(provider), tuple) else Weighed(weighed)
 
     def close(self):
         pass
@@ -104,6 +104,14 @@ def test_kernels_that_took_a_process_along_are_not_run_by_what_uses_them():
     assert harness._lost_before(both, tf32) == "somewhere"
     assert harness._lost_before(both, alone) is None
     assert harness._lost_before(other, tf32) is None
+
+
+def test_what_cannot_be_captured_is_not_captured_again():
+    cells = [Cell("squares", {"rows": 8, "width": 4}, passes=("both", "graph"))]
+    result = run(Provider("right", made.right), peak=lambda provider: (1, "no capture"), cells=cells)
+    both, graph = result["rows"]
+    assert both["status"] == "ok"
+    assert (graph["status"], graph["reason"]) == ("failed", "no capture")
 
 
 def test_the_rows_stand_without_a_floor():

@@ -103,12 +103,12 @@ def test_the_process_that_weighs():
     where = Cell("kd_divergence", {"rows": 512, "classes": 8000})  # 16 MiB of logits
     worker = memory.Worker("cpu", 3 << 30, 120)
     try:
-        assert 24 << 20 < worker.peak("kd_divergence", where, "eager") < 96 << 20
+        assert 24 << 20 < worker.weigh("kd_divergence", where, "eager").extra_bytes < 96 << 20
         with pytest.raises(RuntimeError, match="StopIteration"):
-            worker.peak("kd_divergence", where, "nobody")
+            worker.weigh("kd_divergence", where, "nobody")
         large = Cell("kd_divergence", {"rows": 1 << 14, "classes": 1 << 15})
         with pytest.raises(memory.OutOfMemoryError):
-            worker.peak("kd_divergence", large, "eager")
+            worker.weigh("kd_divergence", large, "eager")
     finally:
         worker.close()
 
@@ -120,13 +120,13 @@ def test_a_process_that_dies_on_a_gpu_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(memory.sys, "executable", str(program))
     worker = memory.Worker("cuda", 0, 60)
     with pytest.raises(memory.ProcessLostError, match="died: no device here"):
-        worker.peak("kd_divergence", Cell("kd_divergence", {"rows": 4, "classes": 4}), "eager")
+        worker.weigh("kd_divergence", Cell("kd_divergence", {"rows": 4, "classes": 4}), "eager")
 
 
 def test_a_process_that_does_not_answer_is_killed():
     worker = memory.Worker("cpu", 3 << 30, 0.01)
     with pytest.raises(memory.ProcessLostError, match="no answer"):
-        worker.peak("kd_divergence", Cell("kd_divergence", {"rows": 4, "classes": 4}), "eager")
+        worker.weigh("kd_divergence", Cell("kd_divergence", {"rows": 4, "classes": 4}), "eager")
     assert worker._process is None
 
 
