@@ -90,11 +90,16 @@ def sanitized(python: str) -> Iterator[Part]:
 
 def lacking() -> str | None:
     """What this machine or this Python lacks for every part, in one line; what one part needs, that part says."""
-    if absent := [name for name in ("torch", "numpy", "pytest") if importlib.util.find_spec(name) is None]:
-        return f"{sys.executable} has no {', '.join(absent)}: name another with make gpu PYTHON=, or install it there"
-    import torch
+    python = sys.executable
+    absent = [name for name in ("torch", "numpy", "pytest") if importlib.util.find_spec(name) is None]
+    if "torch" not in absent:
+        import torch
 
-    return None if torch.cuda.is_available() else f"torch {torch.__version__} of {sys.executable} finds no CUDA device"
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} of {python} finds no CUDA device"
+    if absent:
+        return f"{python} has no {', '.join(absent)}: name another with make gpu PYTHON=, or install it there"
+    return None
 
 
 def run(part: Part, left: float, log: IO[str]) -> Outcome:
@@ -138,7 +143,8 @@ def _follow(name: str, process: subprocess.Popen[str], end: float, log: IO[str])
         with process.stdout as lines:
             for text in lines:
                 log.write(f"[{name}] {text}")
-                print(f"[{name}] {text}", end="", flush=True)
+                sys.stdout.write(f"[{name}] {text}")  # print writes the end of a line apart
+                sys.stdout.flush()
                 last[0] = text.strip() or last[0]
 
     reader = threading.Thread(target=copy, daemon=True)

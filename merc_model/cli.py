@@ -230,7 +230,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"--device {name}: cannot be used here (merc info lists the devices): {str(error).splitlines()[0]}"
+        ) from None
     return device
 
 

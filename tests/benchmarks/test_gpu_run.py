@@ -15,6 +15,7 @@ from tests.gpu.operators import FUSED, OPERATORS
 
 def test_what_a_gpu_run_needs_is_named_first(monkeypatch, capsys):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "pytest" else object())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(gpu.sys, "argv", ["gpu"])
     with pytest.raises(SystemExit):
         gpu.main()
@@ -64,14 +65,16 @@ def test_the_gpu_tests_say_how_they_went(monkeypatch, capsys):
         print("2 failed, 3 passed, 1 skipped in 0.1s")
         raise SystemExit("triton" in os.environ["MERC_GPU_TESTS"])
     """
+    monkeypatch.setattr(gpu_tests.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_tests, "PYTEST", ["-c", program])
     monkeypatch.setattr(gpu_tests, "tasks", lambda: ["cuda 1/1", "triton 1/1"])
     assert gpu_tests.main() == 1
     *_, last = capsys.readouterr().out.splitlines()
-    assert last == "4 failed, 6 passed, 2 skipped, in trouble: triton 1/1"
+    assert last == "4 failed, 6 passed, 2 skipped; in trouble: triton 1/1"
 
 
 def test_a_gpu_test_that_hangs_is_ended(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_tests.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_tests, "PYTEST", ["-c", "import time; time.sleep(60)"])
     monkeypatch.setattr(gpu_tests, "SECONDS", 0.5)
     monkeypatch.setattr(gpu_tests, "tasks", lambda: ["cuda 1/1"])

@@ -16,6 +16,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 PYTEST = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider", "--maxfail=20"]
 PYTEST += ["-o", "faulthandler_timeout=40"]  # says where it hangs
@@ -49,7 +51,8 @@ def run(name: str, threads: int) -> tuple[int, Counter[str]]:
     last = ""
     with process.stdout as lines:
         for line in lines:
-            print(f"[{name}] {line.rstrip()}", flush=True)
+            sys.stdout.write(f"[{name}] {line.rstrip()}\n")  # print writes the end of a line apart
+            sys.stdout.flush()
             last = line
     watchdog.cancel()
     return process.wait(), Counter({what: int(count) for count, what in SUMMARY.findall(last)})
@@ -57,13 +60,17 @@ def run(name: str, threads: int) -> tuple[int, Counter[str]]:
 
 def main() -> int:
     """Run all; 0 where each passed."""
+    if not torch.cuda.is_available():
+        print("the GPU tests need a GPU, and PyTorch finds none", file=sys.stderr)
+        return 2
     todo = tasks()
     threads = max(1, (os.cpu_count() or 1) // len(todo))
     with ThreadPoolExecutor(len(todo)) as pool:
         codes, counts = zip(*pool.map(run, todo, itertools.repeat(threads)), strict=True)
     total = sum(counts, Counter())
-    bad = [f"in trouble: {name}" for name, code in zip(todo, codes, strict=True) if code]
-    print(", ".join([f"{count} {what}" for what, count in sorted(total.items())] + bad))
+    bad = [name for name, code in zip(todo, codes, strict=True) if code]
+    counted = ", ".join(f"{count} {what}" for what, count in sorted(total.items()))
+    print("; in trouble: ".join([counted, ", ".join(bad)] if bad else [counted]))
     return int(bool(bad))
 
 
