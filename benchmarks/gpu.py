@@ -36,6 +36,7 @@ SANITIZERS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
 SANITIZER = ["--error-exitcode", "9", "--print-limit", "20", "--target-processes", "application-only"]
 SANITIZER += ["--destroy-on-device-error", "kernel", "--tool"]  # so that the next kernel is checked too
 LEAST_SECONDS = 30.0  # that the benchmarks need, to measure anything
+running: list[subprocess.Popen[str]] = []
 
 
 @dataclass
@@ -129,7 +130,9 @@ def run(part: Part, left: float, log: IO[str]) -> Outcome:
         )
     except OSError as error:
         return Outcome(part.name, "missing", 0.0, str(error), shown)
+    running.append(process)
     last, status = _follow(part.name, process, started + limit, log)
+    running.remove(process)
     seconds = time.monotonic() - started
     return Outcome(part.name, status or ("passed" if process.returncode == 0 else "failed"), seconds, last, shown)
 
@@ -154,11 +157,17 @@ def _follow(name: str, process: subprocess.Popen[str], end: float, log: IO[str])
         process.wait(timeout=max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired:
         status = "out of time"
-        os.killpg(process.pid, signal.SIGKILL)  # the group that this process itself started
+        _kill(process)
         with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold a process that was killed
             process.wait(timeout=5)
     reader.join(timeout=5)
     return last[0], status
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """The group that this process itself started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def summary(outcomes: list[Outcome]) -> str:
@@ -184,7 +193,12 @@ def main() -> int:
         for stage in stages(folder):
             left = end - time.monotonic()
             with ThreadPoolExecutor(len(stage)) as pool:
-                outcomes += pool.map(run, stage, itertools.repeat(left), itertools.repeat(log))
+                try:
+                    outcomes += pool.map(run, stage, itertools.repeat(left), itertools.repeat(log))
+                except KeyboardInterrupt:
+                    for process in list(running):
+                        _kill(process)
+                    parser.exit(130, "make gpu: interrupted\n")
             log.flush()
             (folder / "gpu-run.json").write_text(json.dumps({"parts": [asdict(o) for o in outcomes]}, indent=1) + "\n")
     report = [sys.executable, "-m", "benchmarks.report", "--results", str(folder)]

@@ -1,6 +1,9 @@
 """The run on a GPU, as far as it needs none."""
 
 import itertools
+import signal
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +46,20 @@ def test_the_gpu_run_fits_nine_minutes():
     assert names >= {"build", "tests", "benchmarks", "memcheck focal_contrastive", "racecheck kd_divergence"}
     for stage, behind in itertools.pairwise(stages):
         assert min(part.reserve for part in stage) > max(part.reserve for part in behind)
+
+
+def test_an_interrupted_gpu_run_leaves_nothing_running(monkeypatch, tmp_path):
+    slow = gpu.Part("slow", [gpu.sys.executable, "-c", "import time; time.sleep(60)"], 60)
+    monkeypatch.setattr(gpu, "lacking", lambda: None)
+    monkeypatch.setattr(gpu, "stages", lambda folder: [[slow, slow]])
+    monkeypatch.setattr(gpu.sys, "argv", ["gpu", "--results", str(tmp_path)])
+    threading.Timer(1.0, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 130
+    assert time.monotonic() - started < 30
+    assert not gpu.running
 
 
 def test_each_gpu_test_has_one_process():
