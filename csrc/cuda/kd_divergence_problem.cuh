@@ -53,7 +53,8 @@ struct BackwardTargets {
   int64_t loops, rows;
 };
 
-// Where a row lies and what belongs to it. Where it does not count, `kept` is false, and nothing that is read of it reaches a result.
+// Where a row lies and what belongs to it. Where it does not count, `kept` is false, and nothing that is read of it
+// reaches a result.
 template <class A>
 struct RowInfo {
   int64_t row, group, index;
