@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merc_model.config import IGNORE_INDEX, MODALITIES
+from merc_model.data.arrays import as_integers, as_numbers, as_strings, worst_column
 from merc_model.errors import UserError
 from merc_model.files import write_whole
 
@@ -35,6 +36,8 @@ _STRING_ARRAYS = ("dialogue_ids", "split", "label_names")
 @dataclass(frozen=True)
 class Corpus:
     """Conversations with their features; checked when made.
+
+    Lists, arrays of objects (pandas) and other types of number are converted where nothing is lost.
 
     Attributes:
         name: what reports call it.
@@ -60,9 +63,36 @@ class Corpus:
     label_names: NDArray[np.str_]
 
     def __post_init__(self) -> None:
-        problem = self._problem()
+        try:
+            given = {modality: as_numbers(modality, rows) for modality, rows in self.features.items()}
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is looked for below
+                narrowed = {modality: np.ascontiguousarray(rows, np.float32) for modality, rows in given.items()}
+            object.__setattr__(self, "features", narrowed)
+            for key in _INTEGER_ARRAYS:
+                object.__setattr__(self, key, as_integers(key, getattr(self, key)))
+            for key in _STRING_ARRAYS:
+                object.__setattr__(self, key, as_strings(key, getattr(self, key)))
+            problem = self._problem() or self._infinite(given)
+        except UserError as error:
+            problem = str(error)
         if problem:
             raise UserError(f"corpus {self.name}: {problem}")
+
+    def _infinite(self, given: dict[str, NDArray[Any]]) -> str | None:
+        """The first value that is infinite in float32, in words, or None."""
+        for modality, rows in self.features.items():
+            infinite = np.argwhere(np.isinf(rows))
+            if len(infinite):
+                row, column = infinite[0]
+                value = given[modality][row, column]
+                what = "infinite" if np.isinf(value) else f"{value:g}, more than float32 holds,"
+                return f"{modality}: {what} at {self.place(row)}, column {column}; mark a missing row with NaN instead"
+        return None
+
+    def place(self, row: int) -> str:
+        """Where a row stands: its dialogue, and the number of its utterance in it, from 1."""
+        dialogue = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        return f"dialogue {str(self.dialogue_ids[dialogue])!r}, utterance {row - self.offsets[dialogue] + 1}"
 
     def _problem(self) -> str | None:
         """The first contradiction, in words, or None."""
@@ -74,14 +104,11 @@ class Corpus:
         for modality, rows in self.features.items():
             if modality not in MODALITIES:
                 return f"unknown modality {modality!r}; expected one of {', '.join(MODALITIES)}"
-            if rows.dtype != np.float32:
-                return f"{modality}: expected float32, got {rows.dtype}"
             if rows.ndim != 2 or len(rows) != utterances or rows.shape[1] == 0:
                 return f"{modality}: expected ({utterances}, D), a row for each label, got {rows.shape}"
-            if np.isinf(rows).any():
-                return f"{modality}: infinite values; mark a missing row with NaN instead"
             if utterances and np.isnan(rows).any(axis=1).all():
-                return f"{modality}: every row has a NaN, so nothing of it is known; leave the array out"
+                why = worst_column(rows)
+                return f"{modality}: every row has a NaN{why}, so nothing of it is known; leave it out"
         if self.speakers.shape != (utterances,):
             return f"speakers: expected ({utterances},), got {self.speakers.shape}"
         if utterances and self.speakers.min() < 0:
@@ -102,6 +129,12 @@ class Corpus:
         unknown = sorted(set(self.split.tolist()) - set(SPLITS))
         if unknown:
             return f"split: expected {', '.join(SPLITS)}, got {unknown[0]!r}"
+        split_of: dict[str, str] = {}
+        for dialogue, split in zip(self.dialogue_ids.tolist(), self.split.tolist(), strict=True):
+            if dialogue in split_of:
+                where = "twice" if split_of[dialogue] == split else f"in {split_of[dialogue]} and in {split}"
+                return f"dialogue_ids: {dialogue!r} stands {where}; give each dialogue an id of its own"
+            split_of[dialogue] = split
         classes = len(self.label_names)
         if len(set(self.label_names.tolist())) != classes:
             return "label_names: a name stands twice"
@@ -126,24 +159,10 @@ class Corpus:
         missing = [key for key in needed if key not in arrays]
         if missing:
             raise UserError(f"{path}: not a corpus: no array {missing[0]!r} (has {', '.join(arrays) or 'none'})")
-        for key in _INTEGER_ARRAYS:
-            if arrays[key].dtype.kind not in "iu":
-                raise UserError(f"{path}: {key}: expected integers, got {arrays[key].dtype}")
-        for key in _STRING_ARRAYS:
-            if arrays[key].dtype.kind != "U":
-                raise UserError(f"{path}: {key}: expected strings, got {arrays[key].dtype}")
-        for key in needed:
-            if arrays[key].ndim != 1:
-                raise UserError(f"{path}: {key}: expected one axis, got shape {arrays[key].shape}")
         return cls(
             name=path.stem,
-            features={m: as_features(path, m, arrays[m]) for m in MODALITIES if m in arrays},
-            labels=arrays["labels"].astype(np.int64),
-            speakers=arrays["speakers"].astype(np.int64),
-            offsets=arrays["offsets"].astype(np.int64),
-            dialogue_ids=arrays["dialogue_ids"].astype(np.str_),
-            split=arrays["split"].astype(np.str_),
-            label_names=arrays["label_names"].astype(np.str_),
+            features={m: arrays[m] for m in MODALITIES if m in arrays},
+            **{key: arrays[key] for key in needed},
         )
 
     def save(self, path: str | Path) -> None:
@@ -189,6 +208,8 @@ class Corpus:
 
         Of 200 seeded draws of ``fraction`` of the training dialogues, the one is taken whose share of each
         class is closest to that of the training set: a small validation set is noisy enough without a skew.
+        A draw that takes all labelled dialogues gives one back, one that takes none gets one; and one that
+        takes every utterance of a class is the last choice.
         """
         train = self.dialogues("train")
         if len(self.dialogues("valid")):
@@ -199,17 +220,32 @@ class Corpus:
                 f"corpus {self.name}: cannot cut a validation set of {fraction:g} from {len(train)} training dialogues"
             )
         generator = np.random.default_rng(0)
-        draws = [generator.permutation(train)[:size] for _ in range(200)]
+        labelled = np.array([self.class_counts(dialogue[None]).any() for dialogue in np.arange(len(self.split))])
+        draws = [_with_labels(generator.permutation(train), labelled, size) for _ in range(200)]
         whole = self.class_counts(train)
         target = whole / max(whole.sum(), 1)
 
-        def skew(draw: NDArray[np.int64]) -> float:
+        def skew(draw: NDArray[np.int64]) -> tuple[int, float]:
             counts = self.class_counts(draw)
-            return float(np.abs(counts / max(counts.sum(), 1) - target).sum())
+            lost = np.count_nonzero((whole > 0) & (counts == whole))
+            return lost, float(np.abs(counts / max(counts.sum(), 1) - target).sum())
 
         split = self.split.astype("<U5")
         split[min(draws, key=skew)] = "valid"
         return replace(self, split=split)
+
+
+def _with_labels(order: NDArray[np.int64], labelled: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
+    """The first ``size`` dialogues of ``order``, one exchanged where else a side had no label."""
+    known = labelled[order]
+    if known.any() and not known[size:].any():
+        taken, given = np.flatnonzero(known)[0], size
+    elif known.sum() > 1 and not known[:size].any():
+        taken, given = 0, np.flatnonzero(known)[0]
+    else:
+        return order[:size]
+    order[[taken, given]] = order[[given, taken]]
+    return order[:size]
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -230,11 +266,3 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:  # a damaged archive can raise anything: zlib.error, NotImplementedError, MemoryError, ...
         raise UserError(f"{path}: not a readable .npz file, or cut short (objects and pickles are refused)") from None
-
-
-def as_features(path: Path, modality: str, rows: NDArray[Any]) -> NDArray[np.float32]:
-    """``rows`` as float32 features, or a UserError."""
-    if rows.dtype.kind not in "fiu":
-        raise UserError(f"{path}: {modality}: expected numbers, got {rows.dtype}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which Corpus refuses
-        return np.ascontiguousarray(rows, dtype=np.float32)
