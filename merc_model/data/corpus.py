@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from merc_model.config import IGNORE_INDEX, MODALITIES
 from merc_model.data.arrays import as_integers, as_numbers, as_strings, worst_column
+from merc_model.data.foreign import what_it_is
 from merc_model.errors import UserError
 from merc_model.files import write_whole
 
@@ -252,6 +253,13 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every array of an ``.npz``; a UserError in one line for whatever is wrong with the file."""
     try:
         with path.open("rb") as file:  # np.load would leave its own open where the archive is broken
+            head = file.read(300)
+            foreign = what_it_is(head)
+            if foreign is None and head[:1] == b"\x80":
+                foreign = "a pickle, not an .npz archive; merc convert reads the field's pickles"
+            if foreign is not None:
+                raise UserError(f"{path}: {foreign}")
+            file.seek(0)
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path}: expected an .npz archive, got a single array")
