@@ -23,10 +23,14 @@ from merc_model.config import TEACHER, Config
 from merc_model.data.arrays import worst_column
 from merc_model.data.batch import Batch, batches
 from merc_model.data.corpus import Corpus
+from merc_model.data.outliers import refuse_outliers, typical
 from merc_model.errors import UserError
-from merc_model.evaluation import FUSED, predict
+from merc_model.evaluation import FUSED, check_features, predict
 from merc_model.model import MercModel
 from merc_model.objective import Objective
+from merc_model.size import build
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 State = dict[str, Any]
 
@@ -103,14 +107,16 @@ class Training:
             if not corpus.class_counts(self.dialogues[split]).sum():
                 raise UserError(f"corpus {corpus.name}: no labelled utterance in split {split!r}, {needed_for}")
         torch.manual_seed(seed)
-        self.model = MercModel(corpus.dims, corpus.label_names.tolist(), config)
+        self.model = build(corpus.dims, corpus.label_names.tolist(), config, device, copies=6)
         training_rows = corpus.rows(self.dialogues["train"])
         for modality in self.model.modalities:
             rows = torch.from_numpy(corpus.features[modality][training_rows])
             if rows.isnan().any(dim=1).all():
                 why = worst_column(corpus.features[modality][training_rows])
                 raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row{why}; leave it out")
+            refuse_outliers(corpus, modality, training_rows, *typical(rows[~rows.isnan().any(dim=1)].numpy()))
             self.model.encoder(modality).standardize.fit(rows)
+        check_features(self.model, corpus, np.arange(len(corpus.split)))
         self.model.to(device)
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
         self.objective = Objective(config, counts).to(device)
@@ -133,6 +139,7 @@ class Training:
         """Train to the end, yielding the history's row after each epoch; `state` is consistent there."""
         while not self.finished:
             stage = self.stages[self._stage]
+            told = time.monotonic()
             with tqdm(
                 total=self.config.epochs, initial=self._epoch, desc=stage.name, unit="epoch", disable=None
             ) as bar:
@@ -140,6 +147,12 @@ class Training:
                     row = self._run_epoch(stage)
                     bar.set_postfix(loss=f"{row['loss']:.3f}", best_f1=f"{self._best['score']:.3f}")
                     bar.update()
+                    if (
+                        bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES
+                    ):  # no terminal: a line now and then
+                        told = time.monotonic()
+                        done = f"epoch {self._epoch} of at most {self.config.epochs}, loss {row['loss']:.3f}"
+                        tqdm.write(f"{stage.name}: {done}, best weighted F1 {self._best['score']:.3f}", file=sys.stderr)
                     yield row
             chosen = f"epoch {self._best['epoch']} of {self._epoch}, weighted F1 {self._best['score']:.4f}"
             tqdm.write(f"{stage.name}: {chosen} on {self.config.select_on}", file=sys.stderr)
@@ -160,9 +173,12 @@ class Training:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`; a LookupError, TypeError, ValueError or RuntimeError where it does not fit."""
         self._stage, self._epoch = state["stage"], state["epoch"]
-        self.model.load_state_dict(state["model"])
+        if not (0 <= self._stage < len(self.stages) and 0 <= self._epoch <= self.config.epochs):
+            raise ValueError(f"stage {self._stage}, epoch {self._epoch}")
+        for weights in (state["best"]["weights"] or state["model"], state["model"]):  # that both fit
+            self.model.load_state_dict(weights)
         self._start_stage()
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -201,7 +201,9 @@ class Corpus:
         for key in (*sorted(self.features), *_INTEGER_ARRAYS, *_STRING_ARRAYS):
             array = self.features[key] if key in self.features else getattr(self, key)
             digest.update(f"{key}{array.shape}".encode())
-            digest.update("\0".join(array.tolist()).encode() if array.dtype.kind == "U" else array.tobytes())
+            digest.update(
+                "\0".join(array.tolist()).encode(errors="surrogatepass") if array.dtype.kind == "U" else array.tobytes()
+            )
         return digest.hexdigest()
 
     def with_validation(self, fraction: float) -> Corpus:
@@ -221,14 +223,14 @@ class Corpus:
                 f"corpus {self.name}: cannot cut a validation set of {fraction:g} from {len(train)} training dialogues"
             )
         generator = np.random.default_rng(0)
-        labelled = np.array([self.class_counts(dialogue[None]).any() for dialogue in np.arange(len(self.split))])
+        labelled = np.array([self.class_counts(np.array([d])).any() for d in range(len(self.split))])
         draws = [_with_labels(generator.permutation(train), labelled, size) for _ in range(200)]
         whole = self.class_counts(train)
         target = whole / max(whole.sum(), 1)
 
         def skew(draw: NDArray[np.int64]) -> tuple[int, float]:
             counts = self.class_counts(draw)
-            lost = np.count_nonzero((whole > 0) & (counts == whole))
+            lost = int(((whole > 0) & (counts == whole)).sum())
             return lost, float(np.abs(counts / max(counts.sum(), 1) - target).sum())
 
         split = self.split.astype("<U5")
