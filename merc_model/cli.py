@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import merc_kernels
 from merc_model import report
@@ -171,7 +170,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     predictions = predict(model, corpus, dialogues, options.drop)
     without = f", without {' and '.join(options.drop)}" if options.drop else ""
     print(f"{corpus.name}, {options.split} set{without}" + (f" ({_MADE_UP})" if path is None else ""))
-    _note(corpus, dialogues)
+    _note(corpus, missing_rows(corpus, dialogues))
     _print_metrics(predictions.metrics(model.label_names))
 
 
@@ -188,12 +187,12 @@ def _predict(options: argparse.Namespace) -> None:
     if not options.force:
         picture = _free(picture)
     model = load(options.folder, _device(options.device))
-    conversation = read_conversation(options.conversation, model.label_names)
+    notes: list[str] = []
+    conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
     predictions = predict(model, conversation, conversation.dialogues("test"))
-    _note(conversation, conversation.dialogues("test"))
+    notes += missing_rows(conversation, conversation.dialogues("test"))
     lacking = [modality for modality in model.modalities if modality not in conversation.features]
-    if lacking:
-        print(f"{conversation.name}: has no {' and no '.join(lacking)}; predicted without", file=sys.stderr)
+    notes += [f"has no {' and no '.join(lacking)}; predicted without"] if lacking else []
     rows = _rows(predictions, conversation, model.label_names)
     if out is None:
         sys.stdout.write(_csv(rows))
@@ -202,6 +201,7 @@ def _predict(options: argparse.Namespace) -> None:
         write_whole(out, lambda file: file.write(text.encode(errors="backslashreplace")))
     probabilities = predictions.probabilities[FUSED]
     sys.stdout.flush()
+    _note(conversation, notes)
     arguments = (probabilities, conversation.speakers, model.label_names, conversation.name)
     if report.attempt(report.timeline, picture, *arguments):
         print(f"timeline: {picture}", file=sys.stderr)
@@ -245,8 +245,8 @@ def _corpus(path: Path | None) -> Corpus:
     return synthetic() if path is None else Corpus.load(path)
 
 
-def _note(corpus: Corpus, dialogues: NDArray[np.int64]) -> None:
-    for line in missing_rows(corpus, dialogues):
+def _note(corpus: Corpus, lines: Sequence[str]) -> None:
+    for line in lines:
         print(f"{corpus.name}: {line}", file=sys.stderr)
 
 

@@ -27,7 +27,8 @@ def build(
     Raises:
         UserError: a model larger than the machine's or the device's memory.
     """
-    sizes = f"hidden_dim={config.hidden_dim}, layers={config.layers}, projection_dim={config.projection_dim}"
+    named = ("hidden_dim", "layers", "projection_dim", "speaker_slots")
+    sizes = ", ".join(f"{name}={getattr(config, name)}" for name in named)
     try:
         with torch.device("meta"):
             parameters = sum(value.numel() for value in MercModel(dims, label_names, config).state_dict().values())

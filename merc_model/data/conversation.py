@@ -8,7 +8,7 @@ Modalities may be left out; without ``speakers`` it is a monologue.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merc_model.config import IGNORE_INDEX, MODALITIES
-from merc_model.data.arrays import as_numbers
+from merc_model.data.arrays import as_numbers, worst_column
 from merc_model.data.corpus import Corpus, read_arrays
 from merc_model.data.foreign import what_it_is
 from merc_model.errors import UserError
 
 
-def read_conversation(path: Path, label_names: Sequence[str]) -> Corpus:
+def read_conversation(
+    path: Path, label_names: Sequence[str], *, warn: Callable[[str], None] = lambda line: None
+) -> Corpus:
     """The conversation in ``path`` as an unlabelled corpus of one dialogue.
+
+    A modality that is missing throughout is the same as one left out; ``warn`` takes a line if its rows hold something.
 
     Raises:
         UserError: a file that is missing, unreadable or holds no single conversation.
@@ -33,10 +37,11 @@ def read_conversation(path: Path, label_names: Sequence[str]) -> Corpus:
     if offsets is not None and offsets.size != 2:
         raise UserError(f"{path}: holds {offsets.size - 1} dialogues; give a file with one conversation")
     features = {m: as_numbers(f"{path}: {m}", arrays[m]) for m in MODALITIES if m in arrays}
-    # a modality that is missing throughout is the same as one left out
     for modality, rows in list(features.items()):
         if rows.ndim == 2 and np.isnan(rows).any(axis=1).all():
             del features[modality]
+            if why := worst_column(rows):
+                warn(f"{modality}: every row has a NaN{why}")
     if not features:
         raise UserError(f"{path}: no features; expected at least one of {', '.join(MODALITIES)}, a row an utterance")
     length = next((len(rows) for rows in features.values() if rows.ndim), 0)
@@ -105,5 +110,7 @@ def _rows(path: Path, modality: str, rows: Any) -> NDArray[np.float64]:
         raise UserError(f"{path}: {modality}: expected numbers")
     try:
         return np.array([[np.nan] * width if row is None else row for row in rows], np.float64).reshape(-1, width)
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        raise UserError(f"{path}: {modality}: holds a number that is too large") from None
+    except (TypeError, ValueError):
         raise UserError(f"{path}: {modality}: expected numbers") from None

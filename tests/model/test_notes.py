@@ -65,4 +65,10 @@ def test_train_and_evaluate_say_both(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "rows of test (column 3 is NaN" in capsys.readouterr().err
     np.savez(tmp_path / "talk.npz", text=gappy().features["text"][:4])
     assert main(["predict", run, str(tmp_path / "talk.npz"), "--out", str(tmp_path / "said.csv")]) == 0
-    assert "talk: has no audio; predicted without" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("talk: has no audio; predicted without\n")
+    (tmp_path / "said.csv").unlink()
+    np.savez(tmp_path / "talk.npz", text=gappy().features["text"][:4], audio=[[np.nan, 1, 2, 3, 4]] * 4)
+    assert main(["predict", run, str(tmp_path / "talk.npz"), "--out", str(tmp_path / "said.csv")]) == 0
+    said = capsys.readouterr().err
+    assert "talk: audio: every row has a NaN (column 0 is NaN in 4 rows that hold other values)\n" in said
+    assert "talk: has no audio; predicted without" in said
