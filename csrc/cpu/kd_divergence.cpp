@@ -130,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> kd_divergence(
   Arguments arguments(
       student, teacher, row_temperature, labels, row_weights, temperature, direction, beta, ce_weight, scale_by_t2,
       ignore_index);
-  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction: expected 0, 1 or 2, got ", reduction);
+  STD_TORCH_CHECK(
+      reduction == 0 || reduction == 1 || reduction == 3, "reduction: expected 0, 1 or 3, got ", reduction);
   STD_TORCH_CHECK(
       save >= 0 && save <= 2 && !(save == 2 && reduction == 0),
       "save: expected 0, 1, or 2 with a reduction to a scalar, got ", save);

@@ -34,7 +34,7 @@ constexpr int64_t kMostGrid = 0x7fffffff;  // of any other
 
 constexpr int64_t kMostClasses = 1 << 30;  // columns of a row are counted in 32 bits
 
-enum Reduction : int64_t { kNone = 0, kSum = 1, kBatchmean = 2 };
+enum Reduction : int64_t { kNone = 0, kSum = 1, kBatchmean = 3 };
 enum Save : int64_t { kNothing = 0, kSaveNumbers = 1, kGradient = 2 };
 
 Logits logits_of(const Tensor& tensor) {
@@ -211,7 +211,9 @@ std::tuple<Tensor, Tensor, Tensor> kd_divergence(
   const Arguments arguments(
       student, teacher, row_temperature, labels, row_weights, temperature, direction, beta, ce_weight, scale_by_t2,
       ignore_index);
-  STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction: expected 0, 1 or 2, got ", reduction);
+  STD_TORCH_CHECK(
+      reduction == kNone || reduction == kSum || reduction == kBatchmean, "reduction: expected 0, 1 or 3, got ",
+      reduction);
   STD_TORCH_CHECK(
       save >= 0 && save <= 2 && !(save == kGradient && reduction == kNone),
       "save: expected 0, 1, or 2 with a reduction to a scalar, got ", save);

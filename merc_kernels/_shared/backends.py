@@ -3,14 +3,15 @@
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
+from torch import Tensor
+
+from merc_kernels._shared import torch_private
 
 _C: Any = None
 try:
@@ -20,11 +21,6 @@ except ImportError as error:
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked here: Dynamo cannot trace the question
 _ON = "on"
-_BACKENDS = ("cpu", "cuda", "triton", "torch", "reference")
-_OPERATORS = {
-    "focal_contrastive": ("cpu", "cuda", "triton", "torch", "reference"),
-    "kd_divergence": ("cpu", "cuda", "triton", "torch", "reference"),
-}
 _MATRIX = 1 << 26  # elements of the matrix of similarities from which on memory matters more than launches
 _forced: ContextVar[str | None] = ContextVar("merc_kernels_backend", default=None)
 _forced_in_traces: str | None = None  # Dynamo can guard a global, but cannot trace a ContextVar
@@ -77,66 +73,84 @@ def check(backend: str | None) -> None:
         _usable("backend", backend)
 
 
-def choose(backend: str | None, operator: str, device: str, pairs: int = 0) -> str:
+def choose(backend: str | None, operator: str, device: str, pairs: int = 0, offered: Sequence[str] = ()) -> str:
     """Name of the backend that a call runs on.
 
     Args:
         backend: the call's argument; None leaves the choice to `use_backend`, and then to us.
-        operator: ``focal_contrastive`` or ``kd_divergence``.
+        operator: for the message.
         device: the type of the tensors' device. On a GPU a fused backend runs only where it is named: none has been
             measured on one yet.
         pairs: how many elements the matrix has that the plain form would hold.
+        offered: the backends that the operator has; every one where it says none.
     """
+    offered = offered or tuple(_BACKENDS)
     tracing = torch.compiler.is_compiling()
     forced = backend or (_forced_in_traces if tracing else _forced.get())
-    transformed = not tracing and _transformed()
+    transformed = not tracing and torch_private.transformed()
     if forced is not None:
         name = _usable("backend", forced)
-        if name not in _OPERATORS[operator]:
-            raise ValueError(f"backend: {name!r} has no {operator}; it has {', '.join(_OPERATORS[operator])}")
+        if name not in offered:
+            raise ValueError(f"backend: {name!r} has no {operator}; it has {', '.join(offered)}")
         if name != "reference" and transformed:
             raise ValueError(
                 f"backend: {name!r} does not run under torch.func or forward-mode autograd; 'reference' does"
             )
-        if not _takes(name, device):
+        if not _BACKENDS[name].takes(device):
             raise ValueError(f"backend: {name!r} does not take tensors on {device}")
         return name
-    if device == "cpu" and "cpu" in _OPERATORS[operator] and _state("cpu") == _ON and not transformed:
+    if device == "cpu" and "cpu" in offered and _state("cpu") == _ON and not transformed:
         return "cpu"
-    return "torch" if pairs >= _MATRIX and not _transformed() else "reference"
+    return "torch" if pairs >= _MATRIX and not transformed else "reference"
 
 
-def _takes(name: str, device: str) -> bool:
-    if name == "triton":
-        return device == "cuda" or (device == "cpu" and _interpreted())
-    return name not in ("cpu", "cuda") or name == device
-
-
-def _transformed() -> bool:
-    """Whether a torch.func transform or forward-mode autograd is at work: fused kernels have neither."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+def device_of(tensor: object) -> str:
+    """The type of a tensor's device; what is no tensor is refused later."""
+    return tensor.device.type if isinstance(tensor, Tensor) else "cpu"
 
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _state(name: str) -> str:
-    if name in ("reference", "torch"):
-        return _ON
-    if name == "triton":
-        if not _HAS_TRITON:
-            return "off: triton is not installed"
-        on = torch.cuda.is_available() or _interpreted()
-        return _ON if on else "off: no CUDA device is available (TRITON_INTERPRET=1 takes CPU tensors)"
+def _compiled_state() -> str:
     if _C is None:
         advice = "install with a C++ compiler and pip's --no-build-isolation"
         return f"off: the compiled extension is missing ({_no_extension}); {advice}"
-    if name == "cuda":
-        if _C.build["cuda"] is None:
-            return "off: the extension was compiled without CUDA (it wants nvcc and a CUDA build of torch)"
-        return _ON if torch.cuda.is_available() else "off: no CUDA device is available"
     return _ON
+
+
+def _cuda_state() -> str:
+    if (state := _compiled_state()) != _ON:
+        return state
+    if _C.build["cuda"] is None:
+        return "off: the extension was compiled without CUDA (it wants nvcc and a CUDA build of torch)"
+    return _ON if torch.cuda.is_available() else "off: no CUDA device is available"
+
+
+def _triton_state() -> str:
+    if not _HAS_TRITON:
+        return "off: triton is not installed"
+    on = torch.cuda.is_available() or _interpreted()
+    return _ON if on else "off: no CUDA device is available (TRITON_INTERPRET=1 takes CPU tensors)"
+
+
+class _Backend(NamedTuple):
+    state: Callable[[], str]  # "on", or "off: " and the reason
+    takes: Callable[[str], bool]  # tensors on that type of device
+
+
+_BACKENDS = {
+    "cpu": _Backend(_compiled_state, lambda device: device == "cpu"),
+    "cuda": _Backend(_cuda_state, lambda device: device == "cuda"),
+    "triton": _Backend(_triton_state, lambda device: device == "cuda" or (device == "cpu" and _interpreted())),
+    "torch": _Backend(lambda: _ON, lambda _: True),
+    "reference": _Backend(lambda: _ON, lambda _: True),
+}
+
+
+def _state(name: str) -> str:
+    return _BACKENDS[name].state()
 
 
 def _usable(argument: str, name: str) -> str:

@@ -5,17 +5,7 @@ from typing import Any
 
 import torch
 
-from merc_kernels import _library
-
-
-def below_autograd(operator: Any) -> Callable[..., Any]:
-    """``operator`` by way of the dispatcher, past the autograd registered for it."""
-
-    def call(*inputs: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*inputs)
-
-    return call
+from merc_kernels._shared import backends, torch_private
 
 
 def direct(name: str, operator: Any, tensors: int) -> Callable[..., Any]:
@@ -26,7 +16,7 @@ def direct(name: str, operator: Any, tensors: int) -> Callable[..., Any]:
         operator: ``torch.ops.merc.name.default``.
         tensors: how many arguments are tensors or None; they come first, and the first is a tensor.
     """
-    dispatched, call = below_autograd(operator), getattr(_library.extension(), name)
+    dispatched, call = torch_private.below_autograd(operator), getattr(backends.extension(), name)
     handles = getattr(torch._C, "_aoti", None)  # private to torch: without it, the dispatcher's way
     give = getattr(handles, "unsafe_alloc_void_ptr_from_tensor", None)  # a handle, which whoever receives it owns
     take = getattr(handles, "alloc_tensors_by_stealing_from_void_ptrs", None)  # its sibling for one tensor leaks it

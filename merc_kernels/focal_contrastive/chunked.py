@@ -14,15 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_SIMILARITY, _NONE, _MEAN, _BATCHMEAN = 0, 0, 2, 3
+from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
+
+Tau = Tensor | float
 _CHUNK = 1 << 22  # elements of the matrix at a time
-
-
-class _Options(NamedTuple):
-    temperature: Tensor | float
-    gamma: float
-    focal: int
-    detach_focal: bool
 
 
 class _Rows(NamedTuple):
@@ -60,52 +55,65 @@ def _pairs(rows: _Rows, columns: _Rows) -> tuple[Tensor, Tensor]:
     return pair, pair & (rows.labels[:, :, None] == columns.labels[:, None])
 
 
-def _factor(cosine: Tensor, log_p: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
+def _factor(cosine: Tensor, log_p: Tensor, tau: Tau, options: FocalContrastiveOptions) -> tuple[Tensor, Tensor]:
     """The focal factor h, and dh/ds."""
-    similarity = options.focal == _SIMILARITY
+    similarity = options.focal == "similarity"
     base = (1 - cosine) / 2 if similarity else -torch.expm1(log_p)
     floor = torch.finfo(base.dtype).eps / 2
     inside = (base >= floor) & (base <= 1)
     clamped = base.clamp(floor, 1)
     h = clamped**options.gamma
-    by_s = -options.temperature / 2 if similarity else clamped - 1
+    by_s = -tau / 2 if similarity else clamped - 1
     return h, torch.where(inside, options.gamma * h / clamped * by_s, 0)
 
 
-def _row_stats(rows: _Rows, columns: _Rows, options: _Options) -> tuple[Tensor, ...]:
+def _row_stats(rows: _Rows, columns: _Rows, tau: Tau, options: FocalContrastiveOptions) -> tuple[Tensor, ...]:
     """Per row: m; L - m; sum over positives of -h (s - L); G; the number of positives."""
     cosine = rows.z @ columns.z.mT  # [G, R, K]
     candidate, positive = _pairs(rows, columns)
-    s = (cosine / options.temperature).masked_fill(~candidate, -torch.inf)
+    s = (cosine / tau).masked_fill(~candidate, -torch.inf)
     most = s.amax(-1)
     s = s - most[..., None]
     log_sum = s.exp().sum(-1).log()
     log_p = torch.where(positive, s - log_sum[..., None], 0)
-    h, slope = _factor(cosine, log_p, options)
-    by_lse = h if options.detach_focal or options.focal == _SIMILARITY else h + slope * log_p
+    h, slope = _factor(cosine, log_p, tau, options)
+    by_lse = h if options.detach_focal or options.focal == "similarity" else h + slope * log_p
     value = -(h * log_p).sum(-1)
     return most, log_sum, value, torch.where(positive, by_lse, 0).sum(-1), positive.sum(-1)
 
 
 def _weights(
-    cosine: Tensor, rows: _Rows, columns: _Rows, stats: _Stats, options: _Options, plain: bool = False
+    cosine: Tensor,
+    rows: _Rows,
+    columns: _Rows,
+    stats: _Stats,
+    tau: Tensor | float,
+    options: FocalContrastiveOptions,
+    plain: bool = False,
 ) -> Tensor:
     """W, the rows as anchors; ``plain``: without the factor's derivative in the similarity form."""
     candidate, positive = _pairs(rows, columns)
     most, g, a, log_sum = (x[..., None] for x in stats)
-    log_p = torch.where(candidate, cosine / options.temperature - most - log_sum, -torch.inf)
-    h, slope = _factor(cosine, log_p.masked_fill(~positive, 0), options)
-    if not (options.detach_focal or (plain and options.focal == _SIMILARITY)):
+    log_p = torch.where(candidate, cosine / tau - most - log_sum, -torch.inf)
+    h, slope = _factor(cosine, log_p.masked_fill(~positive, 0), tau, options)
+    if not (options.detach_focal or (plain and options.focal == "similarity")):
         h = h + slope * log_p.masked_fill(~positive, 0)
     return a * (log_p.exp() * g - torch.where(positive, h, 0))
 
 
-def _gradient_rows(rows: _Rows, columns: _Rows, of_rows: _Stats, of_columns: _Stats, options: _Options) -> Tensor:
+def _gradient_rows(
+    rows: _Rows,
+    columns: _Rows,
+    of_rows: _Stats,
+    of_columns: _Stats,
+    tau: Tensor | float,
+    options: FocalContrastiveOptions,
+) -> Tensor:
     """(W + W') Z / tau of the rows: as anchors, and as candidates of the columns."""
     cosine = rows.z @ columns.z.mT
-    as_anchors = _weights(cosine, rows, columns, of_rows, options)
-    as_candidates = _weights(cosine.mT, columns, rows, of_columns, options).mT
-    return (as_anchors + as_candidates) @ columns.z / options.temperature
+    as_anchors = _weights(cosine, rows, columns, of_rows, tau, options)
+    as_candidates = _weights(cosine.mT, columns, rows, of_columns, tau, options).mT
+    return (as_anchors + as_candidates) @ columns.z / tau
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,32 +125,22 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(nonzero, x / torch.where(nonzero, length, 1), 0), (length * size).squeeze(-1)
 
 
-def _rows_of(
-    z: Tensor, labels: Tensor, ignore_index: int, sizes: tuple[int, int], prototype_anchors: bool, ref_only: bool
-) -> _Rows:
+def _rows_of(z: Tensor, labels: Tensor, sizes: tuple[int, int], options: FocalContrastiveOptions) -> _Rows:
     places = torch.arange(z.shape[1], device=z.device)
-    kept = labels != ignore_index
-    anchors = sizes[0] + (sizes[1] if prototype_anchors else 0)
-    return _Rows(z, labels, places, kept & (places < anchors), kept & (places >= (sizes[0] if ref_only else 0)))
+    kept = labels != options.ignore_index
+    anchors = sizes[0] + (sizes[1] if options.prototype_anchors else 0)
+    return _Rows(z, labels, places, kept & (places < anchors), kept & (places >= (sizes[0] if options.ref_only else 0)))
 
 
-def focal_contrastive(
+def forward(
     embeddings: Tensor,
     labels: Tensor,
     prototypes: Tensor | None,
     refs: Tensor | None,
     ref_labels: Tensor | None,
     class_weights: Tensor | None,
-    temperature_tensor: Tensor | None,
-    temperature: float,
-    gamma: float,
-    focal: int,
-    detach_focal: bool,
-    prototype_anchors: bool,
-    ref_only: bool,
-    normalize: bool,
-    ignore_index: int,
-    reduction: int,
+    temperature: Tensor | None,
+    options: FocalContrastiveOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive`` of csrc/library.cpp; ``index`` holds the labels of all rows."""
     groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
@@ -155,20 +153,20 @@ def focal_contrastive(
         vectors.append(refs)
         names.append(ref_labels)
     sizes = (embeddings.shape[-2], 0 if prototypes is None else prototypes.shape[-2])
-    options = _Options(temperature if temperature_tensor is None else temperature_tensor, gamma, focal, detach_focal)
+    tau = options.temperature if temperature is None else temperature
 
     with torch.autocast(embeddings.device.type, enabled=False):
         x = torch.cat([v.to(dtype).expand(groups, -1, -1) for v in vectors], 1)  # [G, T, D]
         y = torch.cat([n.expand(groups, -1) for n in names], 1)  # [G, T]
         classes = sizes[1] if prototypes is not None else None if class_weights is None else class_weights.shape[0]
         if classes is not None:
-            y = y.masked_fill((y < 0) | (y >= classes), ignore_index)
-        x = torch.where((y != ignore_index)[..., None], x, 0)
-        z, norms = _unit(x) if normalize else (x, torch.ones_like(x[..., 0]))
-        rows = _rows_of(z, y, ignore_index, sizes, prototype_anchors, ref_only)
+            y = y.masked_fill((y < 0) | (y >= classes), options.ignore_index)
+        x = torch.where((y != options.ignore_index)[..., None], x, 0)
+        z, norms = _unit(x) if options.normalize else (x, torch.ones_like(x[..., 0]))
+        rows = _rows_of(z, y, sizes, options)
         sums = z.new_empty(5, *y.shape)  # of all rows, made before the chunks: what each kept would scatter the heap
         for begin, end in rows.chunks(x.shape[1]):
-            for of_all, part in zip(sums, _row_stats(rows.part(begin, end), rows, options), strict=True):
+            for of_all, part in zip(sums, _row_stats(rows.part(begin, end), rows, tau, options), strict=True):
                 of_all[:, begin:end] = part
         most, log_sum, value, g, count = sums
         counts = count > 0
@@ -179,16 +177,16 @@ def focal_contrastive(
         stats = torch.stack([most, *(torch.where(counts, x, 0) for x in (g, a, log_sum))], -1)
         loss = torch.where(counts, a * value, 0)
         divisor = torch.ones((), dtype=dtype, device=z.device)
-        if reduction in (_MEAN, _BATCHMEAN):
-            divisor = (counts if reduction == _MEAN else rows.anchor).sum().clamp(min=1).to(dtype)
-        if reduction == _NONE:
+        if options.reduction in ("mean", "batchmean"):
+            divisor = (counts if options.reduction == "mean" else rows.anchor).sum().clamp(min=1).to(dtype)
+        if options.reduction == "none":
             loss = loss[:, : sizes[0]].reshape(embeddings.shape[:-1]).contiguous()
         else:
             loss = loss.sum() / divisor
     return loss, divisor, z, norms, stats, y
 
 
-def focal_contrastive_backward(
+def backward(
     grad: Tensor,
     divisor: Tensor,
     z: Tensor,
@@ -198,25 +196,15 @@ def focal_contrastive_backward(
     embeddings: Tensor,
     prototypes: Tensor | None,
     refs: Tensor | None,
-    temperature_tensor: Tensor | None,
-    temperature: float,
-    gamma: float,
-    focal: int,
-    detach_focal: bool,
-    prototype_anchors: bool,
-    ref_only: bool,
-    normalize: bool,
-    ignore_index: int,
-    embeddings_grad: bool,
-    prototypes_grad: bool,
-    refs_grad: bool,
-    temperature_grad: bool,
+    temperature: Tensor | None,
+    options: FocalContrastiveOptions,
+    wanted: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive_backward`` of csrc/library.cpp."""
     sizes = (embeddings.shape[-2], 0 if prototypes is None else prototypes.shape[-2])
-    options = _Options(temperature if temperature_tensor is None else temperature_tensor, gamma, focal, detach_focal)
+    tau = options.temperature if temperature is None else temperature
     with torch.autocast(z.device.type, enabled=False):
-        rows = _rows_of(z, index, ignore_index, sizes, prototype_anchors, ref_only)
+        rows = _rows_of(z, index, sizes, options)
         most, g, a, log_sum = stats.unbind(-1)
         scale = grad / divisor
         if grad.dim():
@@ -224,7 +212,6 @@ def focal_contrastive_backward(
         whole = _Stats(most, g, a * scale, log_sum)
 
         sources = (embeddings, prototypes, refs)
-        wanted = (embeddings_grad, prototypes_grad, refs_grad)
         ends = [0, sizes[0], sum(sizes), z.shape[1]]
         asked = [place for place in range(3) if wanted[place] and sources[place] is not None]
         low, high = (ends[asked[0]], ends[asked[-1] + 1]) if asked else (0, 0)
@@ -232,12 +219,12 @@ def focal_contrastive_backward(
         of_asked = rows.part(low, high)
         for first, last in of_asked.chunks(z.shape[1]):
             chunk, here = of_asked.part(first, last), slice(low + first, low + last)
-            d = _gradient_rows(chunk, rows, _Stats(*(s[:, here] for s in whole)), whole, options)
-            if normalize:
+            d = _gradient_rows(chunk, rows, _Stats(*(s[:, here] for s in whole)), whole, tau, options)
+            if options.normalize:
                 d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z
                 length = norms[:, here, None]
                 d = torch.where(length == 0, 0, d / length)
-            dx[:, first:last] = torch.where(chunk.labels[..., None] == ignore_index, 0, d)
+            dx[:, first:last] = torch.where(chunk.labels[..., None] == options.ignore_index, 0, d)
 
         def gradient(place: int) -> Tensor:
             x = sources[place]
@@ -248,12 +235,12 @@ def focal_contrastive_backward(
                 return d.sum(0).to(x.dtype)
             return d.to(x.dtype, memory_format=torch.contiguous_format, copy=True)  # memory of its own
 
-        of_temperature = z.new_zeros(() if temperature_grad else 0)
-        if temperature_grad:
+        of_temperature = z.new_zeros(() if wanted[3] else 0)
+        if wanted[3]:
             for first, last in rows.chunks(z.shape[1]):
                 part = _Stats(*(s[:, first:last] for s in whole))
                 chunk = rows.part(first, last)
                 cosine = chunk.z @ rows.z.mT
-                weights = _weights(cosine, chunk, rows, part, options, plain=True)
-                of_temperature -= (weights * cosine).sum() / options.temperature**2
+                weights = _weights(cosine, chunk, rows, part, tau, options, plain=True)
+                of_temperature -= (weights * cosine).sum() / tau**2
         return gradient(0), gradient(1), gradient(2), of_temperature

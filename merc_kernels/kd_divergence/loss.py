@@ -1,158 +1,107 @@
-"""The losses as modules: options in the constructor, tensors in ``forward``."""
+"""The divergence of a student from its teacher as a function and as a module, and the way to the backend."""
 
-from typing import Literal
+from torch import Tensor
 
-from torch import Tensor, nn
+from merc_kernels._shared import backends
+from merc_kernels._shared.module import LossModule
+from merc_kernels._shared.options import described, remembered
+from merc_kernels.kd_divergence import inputs, operator, reference
+from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions, Reduction
 
-from merc_kernels import _checks, _library
-from merc_kernels.functional import focal_contrastive_loss, kd_divergence
+_options = remembered(KDDivergenceOptions)
 
 
-class FocalContrastiveLoss(nn.Module):
-    """Focal supervised contrastive loss; see `merc_kernels.focal_contrastive_loss`.
+@described(KDDivergenceOptions)
+def kd_divergence(  # noqa: D417 - the options are described where they are defined
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float | Tensor = KDDivergenceOptions.temperature,
+    direction: Direction = KDDivergenceOptions.direction,
+    beta: float = KDDivergenceOptions.beta,
+    labels: Tensor | None = None,
+    ce_weight: float = KDDivergenceOptions.ce_weight,
+    row_weights: Tensor | None = None,
+    teacher_grad: bool = KDDivergenceOptions.teacher_grad,
+    scale_by_t2: bool = KDDivergenceOptions.scale_by_t2,
+    ignore_index: int = KDDivergenceOptions.ignore_index,
+    backend: str | None = None,
+    reduction: Reduction = KDDivergenceOptions.reduction,
+) -> Tensor:
+    r"""Temperature-scaled divergence of a student from its teacher.
+
+    .. math::
+        T^2 \sum_c p_c (\log p_c - \log q_c), \quad
+        p = \mathrm{softmax}(t / T), \quad q = \mathrm{softmax}(s / T)
+
+    The distillation loss of Hinton et al. (2015, https://arxiv.org/abs/1503.02531); the reverse and the
+    generalised Jensen-Shannon form are those of Agarwal et al. (2024, https://arxiv.org/abs/2306.13649).
 
     Args:
-        temperature: a float, or an ``nn.Parameter`` of no dimension, to be learned.
-        gamma: exponent of the focal factor.
-        focal: ``"similarity"`` or ``"probability"``.
-        detach_focal: keep gradients out of the focal factor.
-        class_weights: ``(C,)``, kept as a buffer.
-        prototype_anchors: the prototypes given to ``forward`` are anchors too.
-        ref_only: the refs given to ``forward`` are the only candidates.
-        normalize: L2-normalise all vectors.
-        ignore_index: rows and refs of this label do not take part.
-        backend: a key of `merc_kernels.backends`, or None.
-        reduction: ``"mean"``, ``"batchmean"``, ``"sum"`` or ``"none"``.
+        student_logits: s, ``(N, C)``, or ``(G, N, C)`` for G students in one call; float64, float32, bfloat16
+            or float16; computed in float32, or in float64 where any input is.
+        teacher_logits: t, of the same shape, or ``(N, C)``, shared by the students; detached unless
+            ``teacher_grad``.
+        labels: int64 ``(N,)``, shared by the students, or ``(G, N)``; in [0, C), or ``ignore_index``.
+        row_weights: ``(N,)``, shared by the students, or ``(G, N)``; multiply a row's whole loss; detached.
+        **options: those of `KDDivergenceOptions`, by keyword.
+        backend: a key of `backends` that is on, or None: that of `use_backend`, else the fastest.
+
+    A class that is -inf in both logits adds 0, and a zero gradient. One that is -inf in the second argument of
+    KL alone makes the row +inf; in the first alone it adds 0.
+
+    Returns:
+        A float32 scalar, or ``(N,)`` or ``(G, N)`` for ``reduction="none"``; float64 where any input is. With
+        nothing to count the result is 0, connected to the graph.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or shapes, dtypes or devices that do not match. Labels outside
+            [0, C) and a temperature tensor that is not positive raise on the CPU; on a GPU only under
+            ``MERC_CHECK=1``, as reading them would synchronise: there a label out of range counts as ignored.
     """
-
-    class_weights: Tensor | None
-
-    def __init__(
-        self,
-        *,
-        temperature: float | nn.Parameter = 0.1,
-        gamma: float = 2.0,
-        focal: Literal["similarity", "probability"] = "similarity",
-        detach_focal: bool = True,
-        class_weights: Tensor | None = None,
-        prototype_anchors: bool = False,
-        ref_only: bool = False,
-        normalize: bool = True,
-        ignore_index: int = -100,
-        backend: str | None = None,
-        reduction: Literal["mean", "batchmean", "sum", "none"] = "mean",
-    ) -> None:
-        super().__init__()
-        _checks.focal_contrastive_options(
-            gamma=gamma,
-            focal=focal,
-            detach_focal=detach_focal,
-            prototype_anchors=prototype_anchors,
-            ref_only=ref_only,
-            normalize=normalize,
-            ignore_index=ignore_index,
-            reduction=reduction,
-        )
-        _library.check(backend)
-        if isinstance(temperature, nn.Parameter):
-            _checks.tensor("temperature", temperature, _checks.FLOAT, None, ())
-        elif isinstance(temperature, Tensor):
-            _checks.fail("temperature", "a number or an nn.Parameter", temperature)
-        else:
-            _checks.number("temperature", temperature, above=0)
-        if class_weights is not None:
-            _checks.tensor("class_weights", class_weights, _checks.FLOAT, None, ("C",))
-        self.temperature = temperature
-        self.gamma = gamma
-        self.focal = focal
-        self.detach_focal = detach_focal
-        self.register_buffer("class_weights", class_weights)
-        self.prototype_anchors = prototype_anchors
-        self.ref_only = ref_only
-        self.normalize = normalize
-        self.ignore_index = ignore_index
-        self.backend = backend
-        self.reduction = reduction
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        *,
-        prototypes: Tensor | None = None,
-        ref_embeddings: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of ``embeddings`` ``(N, D)`` with ``labels`` ``(N,)``; all shapes of the function go."""
-        return focal_contrastive_loss(
-            embeddings,
-            labels,
-            temperature=self.temperature,
-            gamma=self.gamma,
-            focal=self.focal,
-            detach_focal=self.detach_focal,
-            class_weights=self.class_weights,
-            prototypes=prototypes,
-            prototype_anchors=self.prototype_anchors,
-            ref_embeddings=ref_embeddings,
-            ref_labels=ref_labels,
-            ref_only=self.ref_only,
-            normalize=self.normalize,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        """The options, as in the constructor."""
-        learned = isinstance(self.temperature, nn.Parameter)
-        weights = None if self.class_weights is None else tuple(self.class_weights.shape)
-        return (
-            f"temperature={'Parameter' if learned else self.temperature}, gamma={self.gamma}, "
-            f"focal={self.focal!r}, detach_focal={self.detach_focal}, class_weights={weights}, "
-            f"prototype_anchors={self.prototype_anchors}, ref_only={self.ref_only}, "
-            f"normalize={self.normalize}, ignore_index={self.ignore_index}, backend={self.backend!r}, "
-            f"reduction={self.reduction!r}"
-        )
+    tensor, number = (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
+    options = _options(
+        temperature=number,
+        direction=direction,
+        beta=beta,
+        ce_weight=ce_weight,
+        teacher_grad=teacher_grad,
+        scale_by_t2=scale_by_t2,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+    return _divergence(student_logits, teacher_logits, tensor, labels, row_weights, options, backend)
 
 
-class KDDivergence(nn.Module):
+@described(KDDivergenceOptions)
+class KDDivergence(LossModule):
     """Divergence of a student from its teacher; see `merc_kernels.kd_divergence`.
 
     Args:
-        temperature: a float.
-        direction: ``"forward"``, ``"reverse"`` or ``"js"``.
-        beta: weight of the teacher in ``"js"``.
-        ce_weight: weight of the cross entropy with the labels given to ``forward``.
-        teacher_grad: let gradients reach the teacher.
-        scale_by_t2: multiply the divergence by the squared temperature.
-        ignore_index: rows of this label do not take part.
+        **options: those of `KDDivergenceOptions`, by keyword.
         backend: a key of `merc_kernels.backends`, or None.
-        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``.
 
     Raises:
         ValueError: an option out of range.
     """
 
+    options: KDDivergenceOptions
+
     def __init__(
         self,
         *,
-        temperature: float = 2.0,
-        direction: Literal["forward", "reverse", "js"] = "forward",
-        beta: float = 0.5,
-        ce_weight: float = 0.0,
-        teacher_grad: bool = False,
-        scale_by_t2: bool = True,
-        ignore_index: int = -100,
+        temperature: float = KDDivergenceOptions.temperature,
+        direction: Direction = KDDivergenceOptions.direction,
+        beta: float = KDDivergenceOptions.beta,
+        ce_weight: float = KDDivergenceOptions.ce_weight,
+        teacher_grad: bool = KDDivergenceOptions.teacher_grad,
+        scale_by_t2: bool = KDDivergenceOptions.scale_by_t2,
+        ignore_index: int = KDDivergenceOptions.ignore_index,
         backend: str | None = None,
-        reduction: Literal["batchmean", "sum", "none"] = "batchmean",
+        reduction: Reduction = KDDivergenceOptions.reduction,
     ) -> None:
-        super().__init__()
-        _checks.number("temperature", temperature, above=0)
-        _checks.kd_options(
+        options = KDDivergenceOptions(
+            temperature=temperature,
             direction=direction,
             beta=beta,
             ce_weight=ce_weight,
@@ -161,16 +110,7 @@ class KDDivergence(nn.Module):
             ignore_index=ignore_index,
             reduction=reduction,
         )
-        _library.check(backend)
-        self.temperature = temperature
-        self.direction = direction
-        self.beta = beta
-        self.ce_weight = ce_weight
-        self.teacher_grad = teacher_grad
-        self.scale_by_t2 = scale_by_t2
-        self.ignore_index = ignore_index
-        self.backend = backend
-        self.reduction = reduction
+        super().__init__(options, backend)
 
     def forward(
         self,
@@ -182,26 +122,23 @@ class KDDivergence(nn.Module):
         temperature: Tensor | None = None,
     ) -> Tensor:
         """The loss of ``student_logits`` ``(N, C)``; ``temperature`` ``(N,)`` stands in for the module's."""
-        return kd_divergence(
-            student_logits,
-            teacher_logits,
-            temperature=self.temperature if temperature is None else temperature,
-            direction=self.direction,
-            beta=self.beta,
-            labels=labels,
-            ce_weight=self.ce_weight,
-            row_weights=row_weights,
-            teacher_grad=self.teacher_grad,
-            scale_by_t2=self.scale_by_t2,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-            reduction=self.reduction,
-        )
+        tensors = (student_logits, teacher_logits, temperature, labels, row_weights)
+        return _divergence(*tensors, self.options, self.backend)
 
-    def extra_repr(self) -> str:
-        """The options, as in the constructor."""
-        return (
-            f"temperature={self.temperature}, direction={self.direction!r}, beta={self.beta}, "
-            f"ce_weight={self.ce_weight}, teacher_grad={self.teacher_grad}, scale_by_t2={self.scale_by_t2}, "
-            f"ignore_index={self.ignore_index}, backend={self.backend!r}, reduction={self.reduction!r}"
-        )
+
+def _divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | None,
+    labels: Tensor | None,
+    row_weights: Tensor | None,
+    options: KDDivergenceOptions,
+    backend: str | None,
+) -> Tensor:
+    """The divergence on the backend that is chosen; of the temperatures the tensor counts, where it is there."""
+    name = backends.choose(backend, "kd_divergence", backends.device_of(student_logits))
+    tensors = (student_logits, teacher_logits, temperature, labels, row_weights)
+    inputs.check(*tensors, options)
+    if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
+        return reference.kd_divergence(*tensors, options)
+    return operator.kd_divergence(*tensors, options, name)

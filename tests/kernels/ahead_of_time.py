@@ -4,16 +4,18 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
-from merc_kernels._triton import focal_contrastive_configuration as contrastive
-from merc_kernels._triton import focal_contrastive_rows as of_rows
-from merc_kernels._triton import kd_divergence, reduction
-from merc_kernels._triton.focal_contrastive_gradient import pair_gradient_kernel
-from merc_kernels._triton.focal_contrastive_sums import BOTH, SUMS, TERMS, pair_sums_kernel
-from merc_kernels._triton.kd_divergence_kernels import backward_kernel, forward_kernel
+from merc_kernels._shared.triton import reduction
+from merc_kernels.focal_contrastive.triton import configuration as contrastive
+from merc_kernels.focal_contrastive.triton import pack as of_rows
+from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
+from merc_kernels.focal_contrastive.triton.sums import BOTH, SUMS, TERMS, pair_sums_kernel
+from merc_kernels.kd_divergence.options import Direction
+from merc_kernels.kd_divergence.triton import launch as kd_divergence
+from merc_kernels.kd_divergence.triton.kernels import backward_kernel, forward_kernel
 
 _TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PAIRS = (*((dtype, dtype) for dtype in _TYPES), (torch.bfloat16, torch.float32))
@@ -39,7 +41,7 @@ def kd_divergence_configurations() -> Iterator[Configuration]:
     """Each kernel, pair of dtypes, tile and direction: with every option and with none, rows aligned or not."""
     kernels = (forward_kernel, backward_kernel)
     widths = (8 << i for i in range(10))
-    for kernel, pair, width, direction in itertools.product(kernels, _PAIRS, widths, range(3)):
+    for kernel, pair, width, direction in itertools.product(kernels, _PAIRS, widths, get_args(Direction)):
         student, teacher = pair
         accumulate = torch.float64 if torch.float64 in pair else torch.float32
         blocks = kd_divergence.blocks(width, accumulate, kernel is backward_kernel)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from merc_kernels import reference
+from merc_kernels.focal_contrastive.reference import _unit
 from tests.kernels import grid
 from tests.numerics import assert_accurate
 
@@ -119,7 +120,7 @@ def rounded_reference(dtype: torch.dtype, **options: Any) -> Tensor:
     if options["normalize"]:
         for name in ("embeddings", "prototypes", "ref_embeddings"):
             if options.get(name) is not None:
-                z = reference._unit(options[name])
+                z = _unit(options[name])
                 options[name] = z + (z.to(dtype).to(z.dtype) - z).detach()
         options["normalize"] = False
     with RoundedProducts(dtype):

@@ -1,6 +1,6 @@
 """Triton kernels compiled for real architectures without a GPU: nothing spilled, in the shared memory there is.
 
-It takes every iterator ``*_configurations`` of merc_kernels._triton.ahead_of_time: an operator adds its own there. By
+It takes every iterator ``*_configurations`` of tests.kernels.ahead_of_time: an operator adds its own there. By
 default it compiles of each kernel, and of each set of types it is launched with, the last configuration that the
 iterator gives, which should be the one that takes most registers; and on one architecture the first.
 """
@@ -24,7 +24,7 @@ OPERATORS = ("focal_contrastive", "kd_divergence")
 
 @functools.cache
 def configurations(operator: str) -> list:
-    from merc_kernels._triton import ahead_of_time
+    from tests.kernels import ahead_of_time
 
     return list(getattr(ahead_of_time, f"{operator}_configurations")())
 
@@ -78,7 +78,7 @@ def problems(operator: str, positions: list[int], architecture: int) -> list[str
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 class TestCompiles:
     def test_every_iterator_is_here(self):
-        from merc_kernels._triton import ahead_of_time
+        from tests.kernels import ahead_of_time
 
         ending = "_configurations"
         assert {f"{operator}{ending}" for operator in OPERATORS} == {

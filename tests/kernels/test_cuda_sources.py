@@ -98,7 +98,7 @@ def fused(operators, student: Tensor, teacher: Tensor, upstream: Tensor, save: i
         options["scale_by_t2"],
         options["ignore_index"],
     )
-    reduction = REDUCTIONS.index(options["reduction"])
+    reduction = {"none": 0, "sum": 1, "batchmean": 3}[options["reduction"]]
     loss, divisor, saved = operators.kd_divergence(student, teacher, *arguments, reduction, save)
     if save == 2:
         return [loss, (saved * upstream).to(saved.dtype)]

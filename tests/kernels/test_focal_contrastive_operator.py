@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from merc_kernels import FocalContrastiveLoss, _library, backends, focal_contrastive_loss, reference
-from merc_kernels._ops import focal_contrastive as _ops
+from merc_kernels import FocalContrastiveLoss, backends, focal_contrastive_loss, reference
+from merc_kernels._shared.backends import extension
+from merc_kernels.focal_contrastive import operator
 from tests.kernels import focal_cases, grid
 from tests.numerics import error
 
@@ -42,7 +43,7 @@ def test_equals_the_reference(case, backend):
 def test_both_passes_at_once_give_the_same_bits(case, monkeypatch):
     options = focal_cases.build(case)
     at_once = focal_cases.value_and_gradients(fused("cpu"), options, 2.0)
-    monkeypatch.setattr(_ops, "_SMALL", 0)
+    monkeypatch.setattr(operator, "_SMALL", 0)
     apart = focal_cases.value_and_gradients(fused("cpu"), options, 2.0)
     assert all(torch.equal(at_once[name], value) for name, value in apart.items())
 
@@ -83,15 +84,15 @@ def test_many_blocks(size, focal, backend):
 @needs_cpu
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    usual = _library._C.isa()
-    if not _library._C.set_isa(isa):
+    usual = extension().isa()
+    if not extension().set_isa(isa):
         pytest.skip(f"this machine cannot run {isa}")
     wide = {**CASES[0], "size": (70, 401), "dtype": torch.float32, "temperature": 0.07, "use": "refs with gradient"}
     try:
         for case in (*CASES[:60], wide):  # features in several parts and a rest
             focal_cases.check(focal_cases.build(case), fused("cpu"))
     finally:
-        _library._C.set_isa(usual)
+        extension().set_isa(usual)
 
 
 LABELS = {

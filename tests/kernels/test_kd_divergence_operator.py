@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from merc_kernels import _library, backends, kd_divergence, reference
+from merc_kernels import backends, kd_divergence, reference
+from merc_kernels._shared.backends import extension
 from tests.numerics import TOLERANCE, assert_accurate, error
 
 pytestmark = pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])
@@ -56,8 +57,8 @@ def test_every_width_and_dtype(width, dtype):
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 @pytest.mark.parametrize("width", [7, 300])
 def test_every_instruction_set(isa, width):
-    usual = _library._C.isa()
-    if not _library._C.set_isa(isa):
+    usual = extension().isa()
+    if not extension().set_isa(isa):
         pytest.skip(f"this machine cannot run {isa}")
     try:
         for dtype, direction in itertools.product((torch.float32, torch.bfloat16, torch.float64), DIRECTIONS):
@@ -65,7 +66,7 @@ def test_every_instruction_set(isa, width):
             options = {"labels": labels, "ce_weight": 0.4, "teacher_grad": True, "direction": direction, "beta": 0.3}
             check(logits(70, width, dtype=dtype), logits(70, width, dtype=dtype), **options)
     finally:
-        _library._C.set_isa(usual)
+        extension().set_isa(usual)
 
 
 def options_of(groups: int, rows: int, width: int) -> dict[str, dict]:
@@ -314,11 +315,11 @@ def test_second_derivatives_are_refused(teacher_grad, scale):
         operator_call(student, teacher, save=0)[0].backward()
 
 
-def operator_call(student: Tensor, teacher: Tensor, save: int = 1, reduction: int = 2, **changes):
+def operator_call(student: Tensor, teacher: Tensor, save: int = 1, reduction: int = 3, **changes):
     return torch.ops.merc.kd_divergence(*operator_arguments(student, teacher, save, reduction, **changes))
 
 
-def operator_arguments(student, teacher, save=1, reduction=2, direction=0, labels=None, weights=None, rows=None):
+def operator_arguments(student, teacher, save=1, reduction=3, direction=0, labels=None, weights=None, rows=None):
     ce_weight = 0.0 if labels is None else 0.5
     return student, teacher, rows, labels, weights, 2.0, direction, 0.4, ce_weight, True, -100, reduction, save
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import KDDivergence, kd_divergence, reference
+from merc_kernels.kd_divergence.options import KDDivergenceOptions
 from tests.kernels import grid
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
@@ -66,9 +67,9 @@ OPTIONS = {
 
 @pytest.fixture
 def kernels(_rounded, _poisoned):
-    from merc_kernels._triton import kd_divergence
+    from merc_kernels.kd_divergence.triton import launch
 
-    return kd_divergence
+    return launch
 
 
 def run(kernels, student, teacher, options: dict[str, Any], wanted=(True, True), upstream=None) -> list[Tensor]:
@@ -80,12 +81,13 @@ def run(kernels, student, teacher, options: dict[str, Any], wanted=(True, True),
     weights = None if o["row_weights"] is None else o["row_weights"].to(accumulate)
     tensors = (student, teacher, row_temperature, o["labels"], weights)
     t = 1.0 if per_row else float(o["temperature"])
-    numbers = (t, DIRECTIONS.index(o["direction"]), o["beta"], o["ce_weight"], o["scale_by_t2"], o["ignore_index"])
-    loss, divisor, saved = kernels.kd_divergence(*tensors, *numbers, REDUCTIONS.index(o["reduction"]), 1)
+    names = ("direction", "beta", "ce_weight", "scale_by_t2", "ignore_index", "reduction")
+    of_call = KDDivergenceOptions(temperature=t, **{name: o[name] for name in names})
+    loss, divisor, saved = kernels.forward(*tensors, of_call, 1)
     assert loss.dtype == divisor.dtype == saved.dtype == accumulate
     assert saved.shape == (student.shape[:-1].numel(), 7)
     grad = upstream_of(loss) if upstream is None else upstream
-    return [loss, *kernels.kd_divergence_backward(grad, divisor, saved, *tensors, *numbers, *wanted)]
+    return [loss, *kernels.backward(grad, divisor, saved, *tensors, of_call, wanted)]
 
 
 def upstream_of(loss: Tensor) -> Tensor:
@@ -204,23 +206,22 @@ class TestValues:
         student, teacher, labels = torch.randn(2, 3, 5), torch.randn(3, 5), torch.tensor([[0, -100, 9], [1, 2, -100]])
 
         def divisor(labels, reduction, save=0):
-            out = kernels.kd_divergence(
-                student, teacher, None, labels, None, 1.0, 0, 0.5, 0.0, True, -100, reduction, save
-            )
+            options = KDDivergenceOptions(temperature=1.0, reduction=reduction)
+            out = kernels.forward(student, teacher, None, labels, None, options, save)
             return out[1].item(), out[2].shape
 
-        assert [divisor(labels, reduction)[0] for reduction in range(3)] == [1, 1, 3]
-        assert [divisor(None, reduction)[0] for reduction in range(3)] == [1, 1, 6]
-        assert divisor(labels, 2) == (3, (0,))
+        assert [divisor(labels, reduction)[0] for reduction in REDUCTIONS] == [1, 1, 3]
+        assert [divisor(None, reduction)[0] for reduction in REDUCTIONS] == [1, 1, 6]
+        assert divisor(labels, "batchmean") == (3, (0,))
         with pytest.raises(ValueError, match="save: expected 0 or 1, got 2"):
-            divisor(labels, 2, save=2)
+            divisor(labels, "batchmean", save=2)
 
     def test_what_does_not_fit_is_refused(self, kernels):
-        rest = (2.0, 0, 0.5, 0.7, True, -100, 2, 0)
+        rest = (KDDivergenceOptions(ce_weight=0.7), 0)
         with pytest.raises(ValueError, match="labels: expected a tensor"):
-            kernels.kd_divergence(torch.randn(3, 5), torch.randn(3, 5), None, None, None, *rest)
+            kernels.forward(torch.randn(3, 5), torch.randn(3, 5), None, None, None, *rest)
         with pytest.raises(ValueError, match="student: expected at least one class"):
-            kernels.kd_divergence(torch.randn(3, 0), torch.randn(3, 0), None, None, None, *rest)
+            kernels.forward(torch.randn(3, 0), torch.randn(3, 0), None, None, None, *rest)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -372,14 +373,13 @@ class TestOperator:
 
     def test_opcheck(self):
         student, teacher = torch.randn(2, 3, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True)
-        kd_divergence(student, teacher, backend="triton")  # registers
         labels, weights = torch.arange(3), torch.rand(3)
         rest = (2.0, 0, 0.4, 0.5, True, -100)
         operator = torch.ops.merc.kd_divergence_triton.default
-        torch.library.opcheck(operator, (student, teacher, weights, labels, weights, *rest, 2, 1))
+        torch.library.opcheck(operator, (student, teacher, weights, labels, weights, *rest, 3, 1))
         torch.library.opcheck(operator, (student.detach(), teacher.detach(), None, labels, None, *rest, 0, 0))
         tensors = (student.detach(), teacher.detach(), weights, labels, None)
-        loss, divisor, saved = operator(*tensors, *rest, 2, 1)
+        loss, divisor, saved = operator(*tensors, *rest, 3, 1)
         backward = (torch.ones_like(loss), divisor, saved, *tensors, *rest, True, True)
         torch.library.opcheck(torch.ops.merc.kd_divergence_triton_backward.default, backward)
 
@@ -387,7 +387,6 @@ class TestOperator:
         def loss(s, t):
             return kd_divergence(s, t, direction="js", backend="triton")
 
-        kd_divergence(torch.randn(2, 3), torch.randn(2, 3), backend="triton")
         compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
         for rows in (5, 9):
             student, teacher = torch.randn(rows, 70, requires_grad=True), torch.randn(rows, 70)

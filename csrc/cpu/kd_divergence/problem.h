@@ -11,7 +11,7 @@ namespace merc::cpu {
 namespace {
 
 enum class Direction : int64_t { forward = 0, reverse = 1, js = 2 };
-enum class Reduction : int64_t { none = 0, sum = 1, batchmean = 2 };
+enum class Reduction : int64_t { none = 0, sum = 1, batchmean = 3 };
 enum class Save : int64_t { nothing = 0, numbers = 1, gradient = 2 };
 
 // Logits (G, N, C) with a unit last stride, or (N, C) shared by the groups.

@@ -1,1 +1,1 @@
-"""The Triton kernels, one file an operator: the only modules that import triton."""
+"""What the Triton kernels of the operators share."""

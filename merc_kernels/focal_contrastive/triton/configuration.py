@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from triton import next_power_of_2
 
-_SMALLEST_BOUND = 0.025  # tau: e^(1 / tau) and its inverse are float32, with room for a sum and for a G
+from merc_kernels.focal_contrastive.options import SMALLEST_BOUNDED, FocalContrastiveOptions
+
 ROW_BLOCK, RANK_BLOCK = 512, 64
 
 
@@ -38,15 +39,16 @@ class Variant(NamedTuple):
     precision: str  # of a float32 product: ieee, tf32
 
     @classmethod
-    def of(cls, similarity: bool, detach: bool, gamma: float, unit: bool, temperature: float | None) -> "Variant":
-        """Variant of a call; ``unit`` rows; a ``temperature`` that is only on the device is None."""
-        flat = gamma == 0  # the factor is 1 in both, and one sweep is enough
+    def of(cls, options: FocalContrastiveOptions, known_temperature: bool) -> "Variant":
+        """Variant of a call; of a temperature that is only on the device the host knows no bound."""
+        flat = options.gamma == 0  # the factor is 1 in both, and one sweep is enough
+        similarity = options.focal == "similarity" or flat
         precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
         return cls(
-            similarity or flat,
-            detach or flat,
-            int(gamma) if gamma in (0, 1, 2) else 3,
-            (similarity or flat) and unit and temperature is not None and temperature >= _SMALLEST_BOUND,
+            similarity,
+            options.detach_focal or flat,
+            int(options.gamma) if options.gamma in (0, 1, 2) else 3,
+            similarity and options.normalize and known_temperature and options.temperature >= SMALLEST_BOUNDED,
             precision,
         )
 

@@ -16,8 +16,9 @@ read.
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, NEVER, log2_scale, scalar
-from merc_kernels._triton.focal_contrastive_tiles import (
+from merc_kernels._shared.triton.scalars import double
+from merc_kernels.focal_contrastive.triton.pack import LN2, NEVER, log2_scale, scalar
+from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
     dot,
     labels,
@@ -29,7 +30,6 @@ from merc_kernels._triton.focal_contrastive_tiles import (
     vectors,
     whole,
 )
-from merc_kernels._triton.scalars import double
 
 
 @triton.jit

@@ -16,7 +16,10 @@ import torch
 import triton
 from torch import Tensor
 
-from merc_kernels._triton.focal_contrastive_configuration import (
+from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
+from merc_kernels.focal_contrastive.triton.call import Call, Source, length, row_programs, splits_of
+from merc_kernels.focal_contrastive.triton.configuration import (
     RANK_BLOCK,
     ROW_BLOCK,
     held_tile,
@@ -24,55 +27,43 @@ from merc_kernels._triton.focal_contrastive_configuration import (
     row_tile,
     sums_tile,
 )
-from merc_kernels._triton.focal_contrastive_gradient import pair_gradient_kernel
-from merc_kernels._triton.focal_contrastive_problem import Problem, Source, length, row_programs, splits_of
-from merc_kernels._triton.focal_contrastive_rows import (
+from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
+from merc_kernels.focal_contrastive.triton.pack import (
     finish_kernel,
     numbers_kernel,
     pack_kernel,
     rank_kernel,
     unpack_kernel,
 )
-from merc_kernels._triton.focal_contrastive_sums import BOTH, SUMS, TERMS, pair_sums_kernel
-from merc_kernels._triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels.focal_contrastive.triton.sums import BOTH, SUMS, TERMS, pair_sums_kernel
 
-_NONE, _MEAN, _BATCHMEAN = 0, 2, 3
 _STRIP_BYTES = 1 << 28  # of W + W' at a time: thousands of rows, to fill the chip with one matrix product
 _FLOAT16_TOP = 1024.0  # largest a (1 + G) in float16: a 32nd of what it holds, and 2^-34 of it is not yet 0
 
 
-def focal_contrastive(
+def forward(
     embeddings: Tensor,
     labels: Tensor,
     prototypes: Tensor | None,
     refs: Tensor | None,
     ref_labels: Tensor | None,
     class_weights: Tensor | None,
-    temperature_tensor: Tensor | None,
-    temperature: float,
-    gamma: float,
-    focal: int,
-    detach_focal: bool,
-    prototype_anchors: bool,
-    ref_only: bool,
-    normalize: bool,
-    ignore_index: int,
-    reduction: int,
+    temperature: Tensor | None,
+    options: FocalContrastiveOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive`` of csrc/library.cpp.
 
     Returns: loss; divisor; z (G, T, D); norms (G, T); stats (G, T, 4); index (G, T), labels of the packed rows that
         fit 32 bits, -1 where they are not kept.
     """
-    options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
-    p = Problem((embeddings, prototypes, refs), (labels, ref_labels), temperature_tensor, options)
-    z = embeddings.new_empty((p.groups, p.total, p.width), dtype=p.packed_dtype)
-    norms = z.new_empty((p.groups, p.total), dtype=p.dtype)
-    index = labels.new_empty((p.groups, p.total))
-    stats = z.new_empty((p.groups, p.total, 4), dtype=p.dtype)
-    loss = z.new_empty(embeddings.shape[:-1] if reduction == _NONE else (), dtype=p.dtype)
-    divisor = z.new_ones((), dtype=p.dtype)
-    if p.groups * p.total == 0:
+    call = Call((embeddings, prototypes, refs), (labels, ref_labels), temperature, options)
+    z = embeddings.new_empty((call.groups, call.total, call.width), dtype=call.packed_dtype)
+    norms = z.new_empty((call.groups, call.total), dtype=call.dtype)
+    index = labels.new_empty((call.groups, call.total))
+    stats = z.new_empty((call.groups, call.total, 4), dtype=call.dtype)
+    loss = z.new_empty(embeddings.shape[:-1] if options.reduction == "none" else (), dtype=call.dtype)
+    divisor = z.new_ones((), dtype=call.dtype)
+    if call.groups * call.total == 0:
         return loss.zero_(), divisor, z, norms, stats, index
     classes = -1
     for known in (prototypes, None if class_weights is None else class_weights[:, None]):
@@ -80,10 +71,10 @@ def focal_contrastive(
 
     names = index if classes >= 0 else torch.empty_like(index)
     with torch.cuda.device_of(z):
-        tile = row_tile(p.width)
-        for source in p.sources:
+        tile = row_tile(call.width)
+        for source in call.sources:
             if source is not None and source.rows > 0:
-                pack_kernel[row_programs(source.rows, tile["BLOCK_N"], p.groups)](
+                pack_kernel[row_programs(source.rows, tile["BLOCK_N"], call.groups)](
                     z,
                     norms,
                     names,
@@ -93,82 +84,82 @@ def focal_contrastive(
                     source.rows if source.labels is not None and source.labels.dim() == 2 else 0,
                     source.rows,
                     source.first,
-                    p.total,
-                    p.width,
+                    call.total,
+                    call.width,
                     classes,
-                    ignore_index,
-                    NORMALIZE=normalize,
+                    options.ignore_index,
+                    NORMALIZE=options.normalize,
                     **tile,
                 )
         if classes < 0:
-            rank_kernel[row_programs(p.total, RANK_BLOCK, p.groups)](
-                index, names, p.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK
+            rank_kernel[row_programs(call.total, RANK_BLOCK, call.groups)](
+                index, names, call.total, options.ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK
             )
-        partial, splits = _sums(p, z, index)
-        programs = row_programs(p.total, ROW_BLOCK, p.groups)
-        parts = loss if reduction == _NONE else z.new_empty((2, *programs), dtype=p.dtype)
+        partial, splits = _sums(call, z, index)
+        programs = row_programs(call.total, ROW_BLOCK, call.groups)
+        parts = loss if options.reduction == "none" else z.new_empty((2, *programs), dtype=call.dtype)
         finish_kernel[programs](
             stats,
             parts,
             partial,
             index,
             class_weights,
-            p.anchors,
-            p.total,
-            p.groups,
+            call.anchors,
+            call.total,
+            call.groups,
             splits,
-            SIMILARITY=p.variant.similarity,
-            BOUNDED=p.variant.bounded,
-            PARTIAL=reduction != _NONE,
-            KEPT=reduction == _BATCHMEAN,
+            SIMILARITY=call.variant.similarity,
+            BOUNDED=call.variant.bounded,
+            PARTIAL=options.reduction != "none",
+            KEPT=options.reduction == "batchmean",
             BLOCK=ROW_BLOCK,
         )
-        if reduction != _NONE:
-            counts = reduction in (_MEAN, _BATCHMEAN)
+        if options.reduction != "none":
+            counts = options.reduction in ("mean", "batchmean")
             reduce_kernel[(1,)](
                 loss, divisor, parts, *programs, 1, COUNTS=counts, BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS
             )
     return loss, divisor, z, norms, stats, index
 
 
-def _sums(p: Problem, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
+def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
     """Partial sums over the pairs, (splits, 5, G anchors)."""
-    tile = sums_tile(p.packed_dtype, p.width, p.variant, p.architecture)
-    columns = p.total - p.first_candidate
-    blocks = p.groups * triton.cdiv(p.anchors, tile.rows)
-    splits, tiles = splits_of(blocks, columns, tile, p.device, waves=4)
-    partial = z.new_empty((splits, 5, p.groups * p.anchors), dtype=p.dtype)
+    tile = sums_tile(call.packed_dtype, call.width, call.variant, call.architecture)
+    columns = call.total - call.first_candidate
+    blocks = call.groups * triton.cdiv(call.anchors, tile.rows)
+    splits, tiles = splits_of(blocks, columns, tile, call.device, waves=4)
+    partial = z.new_empty((splits, 5, call.groups * call.anchors), dtype=call.dtype)
     if partial.numel() == 0:
         return partial, splits
-    for step in (BOTH,) if p.variant.similarity else (SUMS, TERMS):
+    for step in (BOTH,) if call.variant.similarity else (SUMS, TERMS):
         pair_sums_kernel[(blocks * splits,)](
             partial,
             z,
             index,
             z,
             index,
-            p.temperature_tensor,
-            p.anchors,
+            call.temperature,
+            call.anchors,
             0,
-            p.total,
+            call.total,
             columns,
-            p.first_candidate,
-            p.total,
-            p.groups,
+            call.first_candidate,
+            call.total,
+            call.groups,
             splits,
-            length(tiles, p.device),
-            length(triton.cdiv(p.width, tile.width), p.device),
-            p.width,
-            *p.bits,
+            length(tiles, call.device),
+            length(triton.cdiv(call.width, tile.width), call.device),
+            call.width,
+            *call.bits,
             STEP=step,
-            WHOLE=p.width <= tile.width,
+            WHOLE=call.width <= tile.width,
             **tile.options(),
-            **p.variant.constants(),
+            **call.variant.constants(),
         )
     return partial, splits
 
 
-def focal_contrastive_backward(
+def backward(
     grad: Tensor,
     divisor: Tensor,
     z: Tensor,
@@ -178,45 +169,34 @@ def focal_contrastive_backward(
     embeddings: Tensor,
     prototypes: Tensor | None,
     refs: Tensor | None,
-    temperature_tensor: Tensor | None,
-    temperature: float,
-    gamma: float,
-    focal: int,
-    detach_focal: bool,
-    prototype_anchors: bool,
-    ref_only: bool,
-    normalize: bool,
-    ignore_index: int,
-    embeddings_grad: bool,
-    prototypes_grad: bool,
-    refs_grad: bool,
-    temperature_grad: bool,
+    temperature: Tensor | None,
+    options: FocalContrastiveOptions,
+    wanted: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive_backward`` of csrc/library.cpp; what is not wanted has shape (0,)."""
-    options = (temperature, gamma, focal, detach_focal, prototype_anchors, ref_only, normalize)
-    p = Problem((embeddings, prototypes, refs), (None, None), temperature_tensor, options)
-    wanted = (embeddings_grad, prototypes_grad, refs_grad)
+    call = Call((embeddings, prototypes, refs), (None, None), temperature, options)
+    *sources_wanted, temperature_wanted = wanted
     results = []
-    for source, yes in zip(p.sources, wanted, strict=True):
+    for source, yes in zip(call.sources, sources_wanted, strict=True):
         if source is None:
-            results.append(z.new_empty((0,), dtype=p.dtype))
+            results.append(z.new_empty((0,), dtype=call.dtype))
         else:
             results.append(source.x.new_empty(source.x.shape if yes else (0,)))
-    dtau = z.new_zeros(() if temperature_grad else (0,), dtype=p.dtype)
-    if p.groups * p.total == 0 or not any((*wanted, temperature_grad)):
+    dtau = z.new_zeros(() if temperature_wanted else (0,), dtype=call.dtype)
+    if call.groups * call.total == 0 or not any(wanted):
         return results[0].zero_(), results[1].zero_(), results[2].zero_(), dtau
 
     with torch.cuda.device_of(z):
-        numbers = z.new_empty((p.groups, 4, p.total), dtype=p.dtype)
+        numbers = z.new_empty((call.groups, 4, call.total), dtype=call.dtype)
         grad = grad.contiguous()
-        numbers_kernel[row_programs(p.total, ROW_BLOCK, p.groups)](
+        numbers_kernel[row_programs(call.total, ROW_BLOCK, call.groups)](
             numbers,
             stats,
             grad,
             divisor,
-            *((0, 0) if grad.dim() == 0 else (p.rows, 1)),
-            p.total,
-            BOUNDED=p.variant.bounded,
+            *((0, 0) if grad.dim() == 0 else (call.rows, 1)),
+            call.total,
+            BOUNDED=call.variant.bounded,
             BLOCK=ROW_BLOCK,
         )
         scale = None
@@ -224,20 +204,20 @@ def focal_contrastive_backward(
             largest = (numbers[:, 3] * (1 + stats[..., 1])).abs().amax()
             scale = torch.where(largest > 0, _FLOAT16_TOP / largest, 1)
         taus: list[Tensor] = []
-        for source, result in zip(p.sources, results, strict=True):
-            of_tau = temperature_grad and source is not None and source.first < p.anchors
+        for source, result in zip(call.sources, results, strict=True):
+            of_tau = temperature_wanted and source is not None and source.first < call.anchors
             if source is None or source.rows == 0 or not (result.numel() or of_tau):
                 continue
-            dz = _gradient(p, source, z, index, numbers, scale, result.numel() > 0, taus if of_tau else None)
+            dz = _gradient(call, source, z, index, numbers, scale, result.numel() > 0, taus if of_tau else None)
             if dz is not None:
-                _unpack(p, source, result, dz, norms, scale)
+                _unpack(call, source, result, dz, norms, scale)
         if taus:
-            dtau = torch.cat(taus).sum(dtype=torch.float64).to(p.dtype)
+            dtau = torch.cat(taus).sum(dtype=torch.float64).to(call.dtype)
     return results[0], results[1], results[2], dtau
 
 
 def _gradient(
-    p: Problem,
+    call: Call,
     source: Source,
     z: Tensor,
     index: Tensor,
@@ -248,9 +228,9 @@ def _gradient(
 ) -> Tensor | None:
     """Partial sums of tau dZ of a source, (splits, G, rows, D), where wanted; adds to ``taus``."""
     # An anchor meets the candidates, a candidate the anchors.
-    first = 0 if source.first >= p.first_candidate else p.first_candidate
-    columns = (p.total if source.first < p.anchors else p.anchors) - first
-    question = (p.packed_dtype, p.width, p.variant, taus is not None, p.architecture)
+    first = 0 if source.first >= call.first_candidate else call.first_candidate
+    columns = (call.total if source.first < call.anchors else call.anchors) - first
+    question = (call.packed_dtype, call.width, call.variant, taus is not None, call.architecture)
     in_registers = held_tile(*question)
     tile = in_registers or matrix_tile(*question)
 
@@ -258,7 +238,7 @@ def _gradient(
         programs = groups * triton.cdiv(rows, tile.rows) * splits
         tau = None
         if taus is not None:
-            tau = z.new_empty((programs,), dtype=p.dtype)
+            tau = z.new_empty((programs,), dtype=call.dtype)
             taus.append(tau)
         pair_gradient_kernel[(programs,)](
             out,
@@ -269,48 +249,48 @@ def _gradient(
             z,
             index,
             numbers,
-            p.temperature_tensor,
+            call.temperature,
             scale,
             rows,
             source.first + row,
-            p.total,
+            call.total,
             columns,
             first,
-            p.total,
+            call.total,
             group,
             groups,
             splits,
-            length(tiles, p.device),
-            length(triton.cdiv(p.width, tile.width), p.device),
-            p.width,
-            *p.bits,
-            SIMILARITY=p.variant.similarity,
+            length(tiles, call.device),
+            length(triton.cdiv(call.width, tile.width), call.device),
+            call.width,
+            *call.bits,
+            SIMILARITY=call.variant.similarity,
             MATRIX=in_registers is None,
-            WHOLE=p.width <= tile.width,
+            WHOLE=call.width <= tile.width,
             **tile.options(),
-            **p.variant.constants(),
+            **call.variant.constants(),
         )
 
     if columns == 0:
-        return z.new_zeros((1, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
+        return z.new_zeros((1, call.groups, source.rows, call.width), dtype=call.dtype) if of_rows else None
     if in_registers:
-        blocks = p.groups * triton.cdiv(source.rows, tile.rows)
-        splits, tiles = splits_of(blocks, columns, tile, p.device, waves=2)
-        dz = z.new_empty((splits, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
-        launch(dz, 0, source.rows, 0, p.groups, splits, tiles)
+        blocks = call.groups * triton.cdiv(source.rows, tile.rows)
+        splits, tiles = splits_of(blocks, columns, tile, call.device, waves=2)
+        dz = z.new_empty((splits, call.groups, source.rows, call.width), dtype=call.dtype) if of_rows else None
+        launch(dz, 0, source.rows, 0, call.groups, splits, tiles)
         return dz
-    dz = z.new_empty((1, p.groups, source.rows, p.width), dtype=p.dtype) if of_rows else None
+    dz = z.new_empty((1, call.groups, source.rows, call.width), dtype=call.dtype) if of_rows else None
     splits = triton.cdiv(columns, tile.columns)
     fitting = max(128, _STRIP_BYTES // (columns * z.itemsize))  # rows of a strip
     groups, rows = max(1, fitting // source.rows), min(source.rows, fitting // 128 * 128)
-    for group in range(0, p.groups, groups):
-        some = min(groups, p.groups - group)
+    for group in range(0, call.groups, groups):
+        some = min(groups, call.groups - group)
         for row in range(0, source.rows, rows):
             strip = z.new_empty((some, min(rows, source.rows - row), columns)) if of_rows else None
             launch(strip, row, min(rows, source.rows - row), group, some, splits, 1)
             if strip is not None and dz is not None:
                 factor = z[group : group + some, first : first + columns]
-                dz[0, group : group + some, row : row + rows] = _product(strip, factor, p.dtype)
+                dz[0, group : group + some, row : row + rows] = _product(strip, factor, call.dtype)
     return dz
 
 
@@ -322,25 +302,25 @@ def _product(matrix: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.bmm(matrix.to(dtype), z.to(dtype))
 
 
-def _unpack(p: Problem, source: Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None) -> None:
-    tile = row_tile(p.width)
+def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None) -> None:
+    tile = row_tile(call.width)
     shared = source.x.dim() == 2
-    unpack_kernel[row_programs(source.rows, tile["BLOCK_N"], 1 if shared else p.groups)](
+    unpack_kernel[row_programs(source.rows, tile["BLOCK_N"], 1 if shared else call.groups)](
         result,
         dz,
         source.x,
         norms,
-        p.temperature_tensor,
+        call.temperature,
         scale,
         *source.strides(),
         source.rows,
         source.first,
-        p.total,
-        p.groups,
+        call.total,
+        call.groups,
         dz.shape[0],
-        p.width,
-        p.bits[0],
+        call.width,
+        call.bits[0],
         SHARED=shared,
-        NORMALIZE=p.normalize,
+        NORMALIZE=call.options.normalize,
         **tile,
     )

@@ -18,7 +18,7 @@ and sums run in a fixed order: no atomics, the same bits on every run.
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.scalars import double
+from merc_kernels._shared.triton.scalars import double
 
 LN2, LOG2E = tl.constexpr(0.6931471805599453), tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e38)  # where a maximum starts: differences stay finite

@@ -16,8 +16,9 @@ candidates is a matter of their label alone: a row that an anchor must not see i
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2, LOWEST, log2_scale, merged
-from merc_kernels._triton.focal_contrastive_tiles import (
+from merc_kernels._shared.triton.scalars import double
+from merc_kernels.focal_contrastive.triton.pack import LN2, LOWEST, log2_scale, merged
+from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
     dot,
     labels,
@@ -28,7 +29,6 @@ from merc_kernels._triton.focal_contrastive_tiles import (
     raised,
     vectors,
 )
-from merc_kernels._triton.scalars import double
 
 SUMS, TERMS, BOTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 

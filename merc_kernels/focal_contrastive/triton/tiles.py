@@ -21,7 +21,7 @@ not fit the registers, its columns are dealt with in PARTS.
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.focal_contrastive_rows import LN2
+from merc_kernels.focal_contrastive.triton.pack import LN2
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PER_CALL = ["rows", "row_first", "row_total", "columns", "column_first", "column_total", "first_group"]

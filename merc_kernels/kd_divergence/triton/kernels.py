@@ -26,9 +26,8 @@ fixed order: no atomics, the same bits on every run.
 import triton
 import triton.language as tl
 
-from merc_kernels._triton.scalars import double
+from merc_kernels._shared.triton.scalars import double
 
-FORWARD, REVERSE, JS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # where a maximum starts: finite, for inf - inf is NaN
 NUMBERS = tl.constexpr(7)
 
@@ -152,10 +151,10 @@ def forward_kernel(
         e_s, e_t = tl.exp(from_s * scale[:, None]), tl.exp(from_t * scale[:, None])
         z_s *= shrink_s
         z_t *= shrink_t
-        if DIRECTION == FORWARD:
+        if DIRECTION == "forward":
             bracket = _moved(bracket, z_t, shrink_t, shift_t - shift_s)
             bracket += tl.sum(_times(e_t, from_t - from_s), 1)
-        elif DIRECTION == REVERSE:
+        elif DIRECTION == "reverse":
             bracket = _moved(bracket, z_s, shrink_s, shift_s - shift_t)
             bracket += tl.sum(_times(e_s, from_s - from_t), 1)
         z_s += tl.sum(e_s, 1)
@@ -165,7 +164,7 @@ def forward_kernel(
         max_s, max_t = top_s, top_t
     log_z_s, log_z_t = tl.log(z_s), tl.log(z_t)
 
-    if DIRECTION == JS:
+    if DIRECTION == "js":
         share = double(beta).to(dtype)
         mean_s = tl.zeros([BLOCK_N], dtype)
         mean_t = tl.zeros([BLOCK_N], dtype)
@@ -180,7 +179,7 @@ def forward_kernel(
             mean_s += tl.sum(_times(tl.exp(log_q), over_m_s), 1)
             mean_t += tl.sum(_times(tl.exp(log_p), over_m_t), 1)
         value = (1 - share) * mean_s + share * mean_t
-    elif DIRECTION == FORWARD:
+    elif DIRECTION == "forward":
         mean = bracket / z_t * scale
         value = mean + (log_z_s - log_z_t)
         mean_s, mean_t = mean, mean
@@ -276,17 +275,17 @@ def backward_kernel(
         log_p = from_t * scale[:, None] - log_z_t
         over_s = (from_s - from_t) * scale[:, None]
         over_t = -over_s
-        if DIRECTION == JS:
+        if DIRECTION == "js":
             over_s, over_t = _log_ratios(log_q, log_p, share)
 
         if student_grad_ptr is not None:
             q = tl.exp(log_q)
-            if DIRECTION == FORWARD:
+            if DIRECTION == "forward":
                 of_s = c * (q - tl.exp(log_p))
             else:
                 mean_s = tl.load(numbers + 4, mask=kept, other=0.0)[:, None]
                 of_s = c * _times(q, over_s - mean_s)
-            if DIRECTION == JS:
+            if DIRECTION == "js":
                 of_s *= 1 - share
             if CE:
                 log_z_raw = tl.load(numbers + 6, mask=kept, other=0.0)[:, None]
@@ -298,12 +297,12 @@ def backward_kernel(
 
         if teacher_grad_ptr is not None:
             p = tl.exp(log_p)
-            if DIRECTION == REVERSE:
+            if DIRECTION == "reverse":
                 of_t = c * (p - tl.exp(log_q))
             else:
                 mean_t = tl.load(numbers + 5, mask=kept, other=0.0)[:, None]
                 of_t = c * _times(p, over_t - mean_t)
-            if DIRECTION == JS:
+            if DIRECTION == "js":
                 of_t *= share
             sum_t += tl.where(kept[:, None], of_t, 0.0)
 

@@ -8,11 +8,11 @@ import torch
 import triton
 from torch import Tensor
 
-from merc_kernels._triton.kd_divergence_kernels import NUMBERS, backward_kernel, forward_kernel
-from merc_kernels._triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
-from merc_kernels._triton.scalars import bits
-
-_NONE, _BATCHMEAN = 0, 2
+from merc_kernels._shared.operator import accumulate
+from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels._shared.triton.scalars import bits
+from merc_kernels.kd_divergence.options import KDDivergenceOptions
+from merc_kernels.kd_divergence.triton.kernels import NUMBERS, backward_kernel, forward_kernel
 
 
 class Blocks(NamedTuple):
@@ -41,15 +41,11 @@ def registers(accumulate: torch.dtype, repeats: int) -> int | None:
     return 255 if accumulate == torch.float64 or repeats > 1 else None
 
 
-def _accumulate(student: Tensor, teacher: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-
-
 def _unit_stride(logits: Tensor) -> Tensor:
     return logits if logits.stride(-1) == 1 else logits.contiguous()
 
 
-class _Problem:
+class _Call:
     """The arguments that both passes hand to their kernels."""
 
     def __init__(
@@ -59,14 +55,13 @@ class _Problem:
         row_temperature: Tensor | None,
         labels: Tensor | None,
         row_weights: Tensor | None,
-        options: tuple[float, int, float, float, bool, int],
+        options: KDDivergenceOptions,
         backward: bool,
     ) -> None:
-        temperature, direction, beta, ce_weight, scale_by_t2, ignore_index = options
         student, teacher = _unit_stride(student), _unit_stride(teacher)
         if student.shape[-1] == 0:
             raise ValueError(f"student: expected at least one class, got {tuple(student.shape)}")
-        if labels is None and ce_weight != 0:
+        if labels is None and options.ce_weight != 0:
             raise ValueError("labels: expected a tensor, as ce_weight is not 0")
         labels = None if labels is None else labels.contiguous()
         weights = None if row_weights is None else row_weights.contiguous()
@@ -74,7 +69,7 @@ class _Problem:
         self.rows, self.classes = student.shape[-2:]
         self.groups = student.shape[0] if student.dim() == 3 else 1
         self.shared = teacher.dim() == 2 and self.groups > 1
-        self.dtype = _accumulate(student, teacher)
+        self.dtype = accumulate(student, teacher)
         self.blocks = blocks(self.classes, self.dtype, backward)
         self.tensors = (student, teacher, temperatures, labels, weights)
         self.shape = (
@@ -85,11 +80,14 @@ class _Problem:
             self.groups,
             self.classes,
         )
-        self.numbers = (bits(temperature), bits(beta), bits(ce_weight), ignore_index)
+        self.numbers = (
+            *(bits(x) for x in (options.temperature, options.beta, options.ce_weight)),
+            options.ignore_index,
+        )
         self.constants = {
-            "DIRECTION": direction,
-            "CE": ce_weight != 0,
-            "SCALE_BY_T2": scale_by_t2,
+            "DIRECTION": options.direction,
+            "CE": options.ce_weight != 0,
+            "SCALE_BY_T2": options.scale_by_t2,
             "TILES": triton.cdiv(self.classes, self.blocks.classes),
             "BLOCK_N": self.blocks.rows,
             "BLOCK_C": self.blocks.classes,
@@ -101,19 +99,13 @@ def _strides(logits: Tensor) -> tuple[int, int]:
     return (logits.stride(0) if logits.dim() == 3 else 0), logits.stride(-2)
 
 
-def kd_divergence(
+def forward(
     student: Tensor,
     teacher: Tensor,
     row_temperature: Tensor | None,
     labels: Tensor | None,
     row_weights: Tensor | None,
-    temperature: float,
-    direction: int,
-    beta: float,
-    ce_weight: float,
-    scale_by_t2: bool,
-    ignore_index: int,
-    reduction: int,
+    options: KDDivergenceOptions,
     save: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator ``merc::kd_divergence`` of csrc/library.cpp, with ``save`` 0 or 1.
@@ -122,31 +114,30 @@ def kd_divergence(
     """
     if save not in (0, 1):
         raise ValueError(f"save: expected 0 or 1, got {save}")
-    options = (temperature, direction, beta, ce_weight, scale_by_t2, ignore_index)
-    p = _Problem(student, teacher, row_temperature, labels, row_weights, options, backward=False)
-    total = p.groups * p.rows
-    saved = student.new_empty((total, NUMBERS.value) if save else (0,), dtype=p.dtype)
-    shape = student.shape[:-1] if reduction == _NONE else ()
+    call = _Call(student, teacher, row_temperature, labels, row_weights, options, backward=False)
+    total = call.groups * call.rows
+    saved = student.new_empty((total, NUMBERS.value) if save else (0,), dtype=call.dtype)
+    shape = student.shape[:-1] if options.reduction == "none" else ()
     if total == 0:
-        return student.new_zeros(shape, dtype=p.dtype), student.new_ones((), dtype=p.dtype), saved
-    programs = p.groups * triton.cdiv(p.rows, p.blocks.rows)
-    loss = student.new_empty(shape, dtype=p.dtype)
-    partial = loss if reduction == _NONE else student.new_empty((2, programs), dtype=p.dtype)
+        return student.new_zeros(shape, dtype=call.dtype), student.new_ones((), dtype=call.dtype), saved
+    programs = call.groups * triton.cdiv(call.rows, call.blocks.rows)
+    loss = student.new_empty(shape, dtype=call.dtype)
+    partial = loss if options.reduction == "none" else student.new_empty((2, programs), dtype=call.dtype)
     with torch.cuda.device_of(student):
         forward_kernel[(programs,)](
             partial,
             saved if save else None,
-            *p.tensors,
-            *p.shape,
-            *p.numbers,
-            PARTIAL=reduction != _NONE,
-            maxnreg=registers(p.dtype, 1),
-            **p.constants,
+            *call.tensors,
+            *call.shape,
+            *call.numbers,
+            PARTIAL=options.reduction != "none",
+            maxnreg=registers(call.dtype, 1),
+            **call.constants,
         )
-        if reduction == _NONE:
-            return loss, student.new_ones((), dtype=p.dtype), saved
-        divisor = student.new_empty((), dtype=p.dtype)
-        mean = reduction == _BATCHMEAN
+        if options.reduction == "none":
+            return loss, student.new_ones((), dtype=call.dtype), saved
+        divisor = student.new_empty((), dtype=call.dtype)
+        mean = options.reduction == "batchmean"
         reduce_kernel[(1,)](
             loss,
             divisor,
@@ -160,7 +151,7 @@ def kd_divergence(
     return loss, divisor, saved
 
 
-def kd_divergence_backward(
+def backward(
     grad: Tensor,
     divisor: Tensor,
     saved: Tensor,
@@ -169,27 +160,21 @@ def kd_divergence_backward(
     row_temperature: Tensor | None,
     labels: Tensor | None,
     row_weights: Tensor | None,
-    temperature: float,
-    direction: int,
-    beta: float,
-    ce_weight: float,
-    scale_by_t2: bool,
-    ignore_index: int,
-    student_grad: bool,
-    teacher_grad: bool,
+    options: KDDivergenceOptions,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """The operator ``merc::kd_divergence_backward`` of csrc/library.cpp; a gradient not wanted has shape (0,)."""
-    options = (temperature, direction, beta, ce_weight, scale_by_t2, ignore_index)
-    p = _Problem(student, teacher, row_temperature, labels, row_weights, options, backward=True)
+    call = _Call(student, teacher, row_temperature, labels, row_weights, options, backward=True)
+    student_grad, teacher_grad = wanted
     of_student = student.new_empty(student.shape if student_grad else (0,))
     of_teacher = teacher.new_empty(teacher.shape if teacher_grad else (0,))
-    total = p.groups * p.rows
+    total = call.groups * call.rows
     if not (student_grad or teacher_grad):
         return of_student, of_teacher
     if total == 0:
         return of_student, of_teacher.zero_()
-    repeats = p.groups if p.shared and teacher_grad else 1
-    programs = p.groups // repeats * triton.cdiv(p.rows, p.blocks.rows) * p.constants["TILES"]
+    repeats = call.groups if call.shared and teacher_grad else 1
+    programs = call.groups // repeats * triton.cdiv(call.rows, call.blocks.rows) * call.constants["TILES"]
     with torch.cuda.device_of(student):
         backward_kernel[(programs,)](
             grad.contiguous(),
@@ -197,12 +182,12 @@ def kd_divergence_backward(
             saved,
             of_student if student_grad else None,
             of_teacher if teacher_grad else None,
-            *p.tensors,
+            *call.tensors,
             0 if grad.dim() == 0 else 1,
-            *p.shape,
-            *p.numbers,
+            *call.shape,
+            *call.numbers,
             REPEATS=repeats,
-            maxnreg=registers(p.dtype, repeats),
-            **p.constants,
+            maxnreg=registers(call.dtype, repeats),
+            **call.constants,
         )
     return of_student, of_teacher

@@ -8,10 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
-from merc_kernels._triton.focal_contrastive_configuration import Tile, Variant, architecture_of
-from merc_kernels._triton.scalars import bits
+from merc_kernels._shared.triton.scalars import bits
+from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
+from merc_kernels.focal_contrastive.triton.configuration import Tile, Variant, architecture_of
 
-_SIMILARITY = 0
 _MOST_SPLITS = 16
 
 
@@ -38,23 +38,24 @@ class Source(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Of a group."""
         return self.x.shape[-2]
 
     def strides(self) -> tuple[int, int]:
+        """Of a group, 0 where they share the rows, and of a row."""
         return (self.x.stride(0) if self.x.dim() == 3 else 0), self.x.stride(-2)
 
 
-class Problem:
+class Call:
     """What both passes know of a call."""
 
     def __init__(
         self,
         tensors: tuple[Tensor, Tensor | None, Tensor | None],
         labels: tuple[Tensor | None, Tensor | None],
-        temperature_tensor: Tensor | None,
-        options: tuple[float, float, int, bool, bool, bool, bool],
+        temperature: Tensor | None,
+        options: FocalContrastiveOptions,
     ) -> None:
-        temperature, gamma, focal, detach, prototype_anchors, self.ref_only, self.normalize = options
         embeddings, prototypes, _ = tensors
         self.device = embeddings.device
         self.groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
@@ -69,18 +70,19 @@ class Problem:
             self.sources.append(Source(x, None if names is None else names.contiguous(), self.total))
             self.total += x.shape[-2]
         self.anchors = self.rows
-        if prototypes is not None and prototype_anchors:
+        if prototypes is not None and options.prototype_anchors:
             self.anchors += prototypes.shape[-2]
-        self.first_candidate = self.rows if self.ref_only else 0
+        self.first_candidate = self.rows if options.ref_only else 0
         dtypes = {x.dtype for x in tensors if x is not None}
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.packed_dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
-        self.temperature_tensor = temperature_tensor
-        self.bits = bits(temperature), bits(gamma)
-        known = temperature if temperature_tensor is None else None
-        self.variant = Variant.of(focal == _SIMILARITY, detach, gamma, self.normalize, known)
+        self.temperature = temperature
+        self.options = options
+        self.bits = bits(options.temperature), bits(options.gamma)
+        self.variant = Variant.of(options, known_temperature=temperature is None)
         self.architecture = architecture_of(self.device)
 
 
 def row_programs(rows: int, block: int, groups: int) -> tuple[int]:
+    """The grid of a kernel that takes a block of rows of a group at a time."""
     return (groups * triton.cdiv(rows, block),)
