@@ -81,7 +81,6 @@ $(VENV)/.torch:
 
 $(VENV)/.model: EXTRA = model
 $(VENV)/.dev: EXTRA = dev
-# Files alone: of a folder that stands beside a .cpp of its name, make would build the one from the other.
 $(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) $(VENV)/.torch
 	@echo "Installing merc-kdc[$(EXTRA)] ..."
 	@touch $(VENV)/.unfinished

@@ -10,9 +10,9 @@
 #include <string>
 #include <tuple>
 
-#include "cpu/focal_contrastive.h"
+#include "focal_contrastive/cpu/operator.h"
 #include "cpu/isa.h"
-#include "cpu/kd_divergence.h"
+#include "kd_divergence/cpu/operator.h"
 
 #ifndef MERC_TORCH_TARGET
 #error "MERC_TORCH_TARGET is set by setup.py"

@@ -19,37 +19,33 @@ TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
 @pytest.fixture(scope="session")
 def on_host(tmp_path_factory):
-    """The operators of csrc/cuda for CPU tensors, each thread of a block a fiber.
+    """The CUDA operators of csrc for CPU tensors, each thread of a block a fiber.
 
-    ``cuda_on_host`` stands in for the CUDA headers, csrc/cuda/launch.cuh and tensor_core.cuh; everything else is the
-    shipped source. It cannot show what only a GPU does: its approximate exponential, the rounding of its tensor cores,
+    ``cuda_on_host`` stands in for the CUDA headers, launch.cuh and tensor_core.cuh; everything else is the shipped
+    source. It cannot show what only a GPU does: its approximate exponential, the rounding of its tensor cores,
     its memory order, its speed.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs g++ on Linux")
     folder = tmp_path_factory.mktemp("cuda_on_host")
-    for name in ("checks.h", "focal.h"):
-        shutil.copy(ROOT / "csrc" / name, folder)
-    shutil.copytree(ROOT / "csrc/cuda", folder / "cuda")
-    shutil.copytree(Path(__file__).parent / "cuda_on_host", folder / "cuda", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "csrc", folder, dirs_exist_ok=True)
+    shutil.copytree(Path(__file__).parent / "cuda_on_host", folder, dirs_exist_ok=True)
     for name in ("cuda_bf16.h", "cuda_fp16.h"):
         (folder / "cuda" / name).touch()
-    sources = [(source.stem, source.read_text()) for source in sorted((folder / "cuda").glob("*.cu"))]
-    sources.append(("library", (ROOT / "csrc/library.cpp").read_text()))
+    sources = [*sorted(folder.glob("*/cuda/*.cu")), folder / "library.cpp"]
     command = [compiler, "-std=c++20", "-O2", "-w", "-fPIC", "-include", str(folder / "cuda/cuda.h")]
     command += [f"-I{folder / 'cuda'}", *INCLUDES, TARGET]
 
-    def compiled(stem: str, text: str) -> str:
-        source = folder / "cuda" / f"{stem}.cpp"
-        source.write_text(
-            text.replace("(merc, CUDA, m)", "(merc_on_host, CPU, m)").replace("(merc, m)", "(merc_on_host, m)")
-        )
+    def compiled(shipped: Path) -> str:
+        text = shipped.read_text().replace("(merc, CUDA, m)", "(merc_on_host, CPU, m)")
+        source = shipped.with_suffix(".cpp")
+        source.write_text(text.replace("(merc, m)", "(merc_on_host, m)"))
         _run([*command, "-c", str(source), "-o", str(source.with_suffix(".o"))])
         return str(source.with_suffix(".o"))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: compiled(*source), sources))
+        objects = list(pool.map(compiled, sources))
     library = folder / "on_host.so"
     linked = [compiler, "-shared", *objects, "-o", str(library)]
     _run([*linked, f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"])

@@ -1,4 +1,4 @@
-"""csrc/cuda/focal_contrastive.cu on the CPU, thread by thread, against the reference in float64."""
+"""csrc/focal_contrastive/cuda on the CPU, thread by thread, against the reference in float64."""
 
 import itertools
 import math

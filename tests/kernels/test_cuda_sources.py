@@ -20,7 +20,7 @@ from merc_kernels import reference
 from tests.kernels.conftest import INCLUDES, ROOT, TARGET
 from tests.numerics import assert_accurate, error
 
-SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc").glob("*/cuda/*.cu"))
 
 
 class Kernel(NamedTuple):
@@ -61,7 +61,7 @@ def compiled(source: Path, archs: tuple[str, ...], out: Path) -> list[Kernel]:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.parts[-3])
 @pytest.mark.parametrize("archs", [("80", "90"), pytest.param(("100",), marks=pytest.mark.full)], ids="-".join)
 def test_compiles_without_spills(source, archs, tmp_path):
     kernels = compiled(source, archs, tmp_path)

@@ -14,11 +14,11 @@
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
-#include "allocate.h"
-#include "kd_divergence.h"
-#include "kd_divergence/kernels.h"
-#include "kd_divergence/problem.h"
+#include "../../checks.h"
+#include "../../cpu/allocate.h"
+#include "operator.h"
+#include "kernels.h"
+#include "rows.h"
 
 namespace merc::cpu {
 namespace {

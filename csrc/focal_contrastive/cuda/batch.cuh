@@ -6,9 +6,9 @@
 #include <limits>
 
 #include "../focal.h"
-#include "base2.cuh"
-#include "logits.cuh"
-#include "reduce.cuh"
+#include "../../cuda/base2.cuh"
+#include "../../cuda/logits.cuh"
+#include "../../cuda/reduce.cuh"
 
 namespace merc::cuda::contrastive {
 

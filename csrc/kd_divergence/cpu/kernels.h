@@ -9,13 +9,13 @@
 #include <cstdint>
 #include <limits>
 
-#include "../isa.h"
-#include "problem.h"
+#include "../../cpu/isa.h"
+#include "rows.h"
 
 namespace merc::cpu {
 namespace plain {
 namespace {
-#include "../vector_math.h"
+#include "../../cpu/vector_math.h"
 #include "logits.h"
 #include "narrow.h"
 #include "wide.h"
@@ -27,7 +27,7 @@ namespace {
 #pragma GCC target("avx2,fma,f16c,prefer-vector-width=256")
 namespace avx2 {
 namespace {
-#include "../vector_math.h"
+#include "../../cpu/vector_math.h"
 #include "logits.h"
 #include "narrow.h"
 #include "wide.h"
@@ -38,7 +38,7 @@ namespace {
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,prefer-vector-width=512")
 namespace avx512 {
 namespace {
-#include "../vector_math.h"
+#include "../../cpu/vector_math.h"
 #include "logits.h"
 #include "narrow.h"
 #include "wide.h"

@@ -15,8 +15,8 @@
 
 #include <cstdint>
 
-#include "logits.cuh"
-#include "reduce.cuh"
+#include "../../cuda/logits.cuh"
+#include "../../cuda/reduce.cuh"
 #include "tensor_core.cuh"
 
 namespace merc::cuda {

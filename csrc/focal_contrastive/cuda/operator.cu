@@ -18,13 +18,13 @@
 #include <type_traits>
 #include <vector>
 
-#include "../checks.h"
-#include "focal_contrastive_arguments.cuh"
-#include "focal_contrastive_gradient.cuh"
-#include "focal_contrastive_pack.cuh"
-#include "focal_contrastive_stats.cuh"
-#include "launch.cuh"
-#include "tensors.cuh"
+#include "../../checks.h"
+#include "arguments.cuh"
+#include "backward.cuh"
+#include "pack.cuh"
+#include "forward.cuh"
+#include "../../cuda/launch.cuh"
+#include "../../cuda/tensors.cuh"
 
 namespace merc::cuda::contrastive {
 namespace {

@@ -9,11 +9,11 @@
 #include <optional>
 #include <vector>
 
-#include "../checks.h"
+#include "../../checks.h"
 #include "../focal.h"
-#include "focal_contrastive_pack.cuh"
-#include "launch.cuh"
-#include "tensors.cuh"
+#include "pack.cuh"
+#include "../../cuda/launch.cuh"
+#include "../../cuda/tensors.cuh"
 
 namespace merc::cuda::contrastive {
 

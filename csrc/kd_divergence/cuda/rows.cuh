@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "kd_divergence_math.cuh"
-#include "logits.cuh"
-#include "reduce.cuh"
+#include "row_math.cuh"
+#include "../../cuda/logits.cuh"
+#include "../../cuda/reduce.cuh"
 
 namespace merc::cuda {
 

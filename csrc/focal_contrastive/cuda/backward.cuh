@@ -9,8 +9,8 @@
 
 #include <cstdint>
 
-#include "focal_contrastive_problem.cuh"
-#include "launch.cuh"
+#include "batch.cuh"
+#include "../../cuda/launch.cuh"
 #include "tile_product.cuh"
 
 namespace merc::cuda::contrastive {

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "base2.cuh"
+#include "../../cuda/base2.cuh"
 
 namespace merc::cuda {
 

@@ -1,4 +1,4 @@
-// Stands in for csrc/cuda/tensor_core.cuh: the same fragments, taken from the lanes that hold them.
+// Stands in for csrc/focal_contrastive/cuda/tensor_core.cuh: the same fragments, taken from the lanes that hold them.
 #pragma once
 
 #include <cstdint>

@@ -10,10 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "../allocate.h"
+#include "../../cpu/allocate.h"
 #include "kernels.h"
 #include "layout.h"
-#include "problem.h"
+#include "../options.h"
 #include "queue.h"
 
 namespace merc::cpu {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "focal_contrastive_problem.cuh"
+#include "batch.cuh"
 
 namespace merc::cuda::contrastive {
 

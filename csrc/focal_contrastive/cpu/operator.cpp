@@ -9,7 +9,7 @@
 // focal_contrastive/: the places of the rows (layout.h), the arithmetic on a tile (product.h, sums.h, matrix.h), the
 // two passes (forward.h, backward.h); the focal formula is in ../focal.h.
 
-#include "focal_contrastive.h"
+#include "operator.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -20,9 +20,9 @@
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
-#include "focal_contrastive/backward.h"
-#include "focal_contrastive/forward.h"
+#include "../../checks.h"
+#include "backward.h"
+#include "forward.h"
 
 namespace merc::cpu {
 namespace {

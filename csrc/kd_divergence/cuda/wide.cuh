@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "kd_divergence_problem.cuh"
+#include "rows.cuh"
 
 namespace merc::cuda {
 

@@ -19,12 +19,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
-#include "kd_divergence_narrow.cuh"
-#include "kd_divergence_problem.cuh"
-#include "kd_divergence_wide.cuh"
-#include "launch.cuh"
-#include "tensors.cuh"
+#include "../../checks.h"
+#include "narrow.cuh"
+#include "rows.cuh"
+#include "wide.cuh"
+#include "../../cuda/launch.cuh"
+#include "../../cuda/tensors.cuh"
 
 namespace merc::cuda {
 namespace {

@@ -14,9 +14,9 @@
 #include <limits>
 #include <type_traits>
 
-#include "../isa.h"
+#include "../../cpu/isa.h"
 #include "factors.h"
-#include "problem.h"
+#include "../options.h"
 
 // The loops over columns are functions of their own: with what they read and write apart, and a count that is seen to be
 // whole vectors, they become vector code without a remainder.
@@ -26,7 +26,7 @@
 namespace merc::cpu {
 namespace plain {
 namespace {
-#include "../vector_math.h"
+#include "../../cpu/vector_math.h"
 #include "blas_product.h"
 #include "sums.h"
 #include "matrix.h"
@@ -40,7 +40,7 @@ namespace {
 namespace avx2 {
 namespace {
 constexpr int kVector = 8, kRows = 4, kVectors = 3;  // of product.h: 12 of 16 registers sum
-#include "../vector_math.h"
+#include "../../cpu/vector_math.h"
 #include "product.h"
 #include "sums.h"
 #include "matrix.h"
@@ -53,7 +53,7 @@ constexpr int kVector = 8, kRows = 4, kVectors = 3;  // of product.h: 12 of 16 r
 namespace avx512 {
 namespace {
 constexpr int kVector = 16, kRows = 8, kVectors = 2;  // 16 of 32
-#include "../vector_math.h"
+#include "../../cpu/vector_math.h"
 #include "product.h"
 #include "sums.h"
 #include "matrix.h"

@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <optional>
 
-#include "../../checks.h"
-#include "../../focal.h"
-#include "layout.h"
+#include "../checks.h"
+#include "focal.h"
+#include "cpu/layout.h"
 
 namespace merc::cpu {
 
