@@ -48,7 +48,8 @@ def kd_divergence(  # noqa: D417 - the options are described where they are defi
         backend: a key of `backends` that is on, or None: that of `use_backend`, else the fastest.
 
     A class that is -inf in both logits adds 0, and a zero gradient. One that is -inf in the second argument of
-    KL alone makes the row +inf; in the first alone it adds 0.
+    KL alone makes the row +inf; in the first alone it adds 0. A row that counts and holds a NaN, +inf or nothing
+    but -inf in either has a NaN loss and gradient.
 
     Returns:
         A float32 scalar, or ``(N,)`` or ``(G, N)`` for ``reduction="none"``; float64 where any input is. With

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import reference
+from tests.kernels import spoiled
 from tests.kernels.conftest import INCLUDES, ROOT, TARGET
 from tests.numerics import assert_accurate, error
 
@@ -213,6 +214,24 @@ def test_nan_stays_in_its_row_and_is_not_lost(on_host, width):
         assert loss.isnan().tolist() == [row == 2 for row in range(6)]
         for gradient in (student_grad, teacher_grad):
             assert gradient.isnan().any(-1).tolist() == [row == 2 for row in range(6)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [5, 200])
+def test_a_spoilt_row_is_nan(on_host, width, dtype):
+    cases = [("none", 1, True), ("none", 1, False), ("batchmean", 2, True), ("sum", 2, False)]
+    for direction, (reduction, save, labelled) in itertools.product(DIRECTIONS, cases):
+        options = {"direction": direction, "reduction": reduction}
+        options |= {"labels": spoiled.LABELS, "ce_weight": 0.5} if labelled else {}
+        upstream = torch.ones(spoiled.ROWS if reduction == "none" else ()).to(
+            accumulate(*[torch.empty(0, dtype=dtype)] * 2)
+        )
+        spoiled.check(
+            lambda *pair: fused(on_host, *pair, upstream, save, **options),  # noqa: B023
+            width,
+            dtype,
+            labelled,
+        )
 
 
 @pytest.mark.parametrize("save", [1, 2])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from merc_kernels import kd_divergence
-from tests.kernels import grid, loop
+from tests.kernels import grid, loop, spoiled
 from tests.numerics import TOLERANCE, assert_equal_fp64
 
 STUDENTS, ROWS, CLASSES = 3, 7, 5
@@ -178,6 +178,13 @@ class TestExtremes:
                 assert_equal_fp64(gradient[:, :CLASSES], truth)
         again = torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), masked)
         assert all(gradient.isfinite().all() for gradient in again)
+
+    @pytest.mark.parametrize("backend", [None, "reference"])
+    def test_a_spoilt_row_is_nan(self, direction, backend):
+        for dtype, (reduction, labelled) in itertools.product(TOLERANCE, (("none", True), ("batchmean", False))):
+            options = {"direction": direction, "reduction": reduction, "teacher_grad": True, "backend": backend}
+            options |= {"labels": spoiled.LABELS, "ce_weight": 0.5} if labelled else {}
+            spoiled.check(spoiled.through_autograd(**options), CLASSES, dtype, labelled)
 
     def test_a_class_masked_on_one_side(self, direction):
         for side, grads in itertools.product(("student", "teacher"), (False, True)):

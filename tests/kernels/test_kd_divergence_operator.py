@@ -10,6 +10,7 @@ from torch import Tensor
 
 from merc_kernels import backends, kd_divergence, reference
 from merc_kernels._shared.backends import extension
+from tests.kernels import spoiled
 from tests.numerics import TOLERANCE, assert_accurate, error
 
 pytestmark = pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])
@@ -187,6 +188,36 @@ def test_ignored_rows_may_hold_nan(width):
         assert loss.isfinite()
         assert gradient.isfinite().all()
         assert (gradient[[1, 3]] == 0).all()
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("width", [2, 7, 300])
+def test_a_spoilt_row_is_nan(isa, width):
+    usual = _library._C.isa()
+    if not _library._C.set_isa(isa):
+        pytest.skip(f"this machine cannot run {isa}")
+    try:
+        for dtype, direction, teacher_grad in itertools.product(DTYPES, DIRECTIONS, (True, False)):
+            for reduction, labelled in (("none", True), ("batchmean", False)):
+                options = {"direction": direction, "reduction": reduction, "teacher_grad": teacher_grad}
+                options |= {"labels": spoiled.LABELS, "ce_weight": 0.5 * (width > 2)} if labelled else {}
+                spoiled.check(spoiled.through_autograd(backend="cpu", **options), width, dtype, labelled)
+    finally:
+        _library._C.set_isa(usual)
+
+
+def test_a_spoilt_row_of_one_group_is_nan():
+    teacher = torch.randn(4, 6)
+    for backend, direction in itertools.product(("cpu", "reference"), DIRECTIONS):
+        students = torch.randn(3, 4, 6)
+        students[1, 2, 3] = torch.nan
+        leaves = [students.requires_grad_(), teacher.clone().requires_grad_()]
+        loss = kd_divergence(*leaves, direction=direction, teacher_grad=True, reduction="none", backend=backend)
+        gradients = torch.autograd.grad(loss.sum(), leaves)
+        spoilt = torch.zeros(3, 4, dtype=torch.bool).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(True))
+        assert torch.equal(loss.isnan(), spoilt)
+        assert torch.equal(gradients[0].isnan(), spoilt[..., None].expand(3, 4, 6))
+        assert torch.equal(gradients[1].isnan(), spoilt.any(0)[:, None].expand(4, 6))
 
 
 def test_loss_scaling_lifts_float16_gradients():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from merc_kernels import KDDivergence, kd_divergence, reference
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
-from tests.kernels import grid
+from tests.kernels import grid, spoiled
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -334,6 +334,19 @@ class TestExtremes:
         student[1, 69] = torch.nan
         value, ds, _ = run(kernels, student, teacher, {"direction": direction, "reduction": "none"})
         assert value.isnan().tolist() == ds.isnan().any(-1).tolist() == [False, True, False]
+
+    @pytest.mark.parametrize("width", [5, 70])
+    def test_a_spoilt_row_is_nan(self, kernels, direction, width):
+        for labelled in (True, False):
+            options = {"direction": direction, "reduction": "none"}
+            options |= {"labels": spoiled.LABELS, "ce_weight": 0.5} if labelled else {}
+            upstream = torch.ones(spoiled.ROWS)
+            spoiled.check(
+                lambda *pair: run(kernels, *pair, options, upstream=upstream),  # noqa: B023
+                width,
+                torch.float32,
+                labelled,
+            )
 
     def test_same_bits_on_repeat(self, kernels, direction):
         student, teacher = torch.randn(2, 9, 1000).bfloat16(), torch.randn(9, 1000)

@@ -81,11 +81,17 @@ A largest(const A* __restrict values, int64_t n) {
   return most;
 }
 
-// e times a difference of logarithms, 0 where e is 0, whatever the logarithms are.
+// e times a difference of logarithms, 0 where e is 0, whatever the logarithms are. A NaN e stays one.
 template <class A>
 inline A times(A e, A difference) {
   const A term = e * difference;
-  return e > A(0) ? term : A(0);
+  return e == A(0) ? A(0) : term;
+}
+
+// 0, or the NaN of a row whose divergence is one: the gradient of a class of probability 0.
+template <class A>
+inline A zero_of(A divergence) {
+  return divergence == divergence ? A(0) : divergence;
 }
 
 // log(m / a) and log(m / b) for m = w_a a + w_b b, where `gap` = log b - log a: no difference of two large logarithms.

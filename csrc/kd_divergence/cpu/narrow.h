@@ -12,6 +12,7 @@ struct Tile {
   alignas(64) A scale[kLanes], t[kLanes], weight[kLanes], max_x[kLanes], max_y[kLanes], z_x[kLanes], z_y[kLanes];
   alignas(64) A kl_x[kLanes], kl_y[kLanes], z_raw[kLanes], label[kLanes], ce[kLanes], loss[kLanes];
   alignas(64) A shift[kLanes];  // log q - log p = x - y - shift
+  alignas(64) A zero[kLanes];   // what a class of probability 0 gets of the gradient
 };
 
 // The logits of rows [begin, begin + n) over T; rows that do not count, and lanes beyond n, are 0.
@@ -157,6 +158,7 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const A kl = weight_x * kl_x[lane] + weight_y * kl_y[lane];
     const A t2 = scale_by_t2 ? tile.t[lane] * tile.t[lane] : A(1);
+    tile.zero[lane] = zero_of(kl);
     tile.loss[lane] = tile.weight[lane] * (kl * t2 + ce_weight * tile.ce[lane]);
   }
 }
@@ -196,14 +198,14 @@ void tile_gradient(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         const A term = c_lane[lane] * out[lane] * ((x[lane] - y[lane]) - (tile.shift[lane] + tile.kl_x[lane]));
-        out[lane] = (out[lane] > A(0) ? term : A(0)) + e[lane];
+        out[lane] = (out[lane] == A(0) ? tile.zero[lane] : term) + e[lane];
       }
     } else {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         const A gap = (y[lane] - x[lane]) + tile.shift[lane];
         const A term = c_lane[lane] * weight * out[lane] * (mixture.over_a(gap) + tile.kl_x[lane]);
-        out[lane] = (out[lane] > A(0) ? -term : A(0)) + e[lane];
+        out[lane] = (out[lane] == A(0) ? tile.zero[lane] : -term) + e[lane];
       }
     }
   }

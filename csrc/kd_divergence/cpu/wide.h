@@ -8,7 +8,8 @@
 //   gradient of the first logits, x being theirs, c its factor:
 //            second argument of KL: c (a - b); first: c a (log a - log b - KL), in which the log Z cancel:
 //            c a [(x - m_x) - (y - m_y) - A / Z_x]; js: c (1 - w) a (log a - log m - K_a).
-// A class with a = 0 adds nothing, whatever b is. Sums run in a fixed order, so a row's bits never change.
+// A class with a = 0 adds nothing, whatever b is, but in a row whose divergence is NaN: its mean is NaN then. Sums run
+// in a fixed order, so a row's bits never change.
 
 constexpr int64_t kBlock = 1024;
 
@@ -128,7 +129,11 @@ A measure(const Problem& p, int64_t row, A* x, A* y, Row<A>& result) {
     js_sweep<A>(p, row, t, result, x, y);
     return A(1 - p.beta) * result.mean_student + A(p.beta) * result.mean_teacher;
   }
-  return mean + fast_log(sums.z_y) - fast_log(sums.z_x);
+  const A divergence = mean + fast_log(sums.z_y) - fast_log(sums.z_x);
+  if (divergence != divergence) {
+    result.mean_student = result.mean_teacher = divergence;
+  }
+  return divergence;
 }
 
 // What the gradient of one row's loss needs, for the logits of the student or of the teacher.
@@ -177,13 +182,13 @@ void add_gradient(
   const A shrink_own = slope.c * slope.shrink_own, offset = slope.offset;
   if (p.direction == Direction::js) {
     const Mixture<A> mixture = slope.mixture;
-    const A mean = slope.mean;
+    const A mean = slope.mean, zero = zero_of(mean);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const A e = fast_exp(x[i] - max_own);
       const A gap = ((y[i] - center_other) - (x[i] - center_own)) + offset;
       const A term = shrink_own * e * (mixture.over_a(gap) + mean);
-      out[i] -= e > A(0) ? term : A(0);
+      out[i] -= e == A(0) ? zero : term;
     }
   } else if (slope.own_is_second) {
     const A shrink_other = slope.c * slope.shrink_other;
@@ -192,11 +197,12 @@ void add_gradient(
       out[i] += fast_exp(x[i] - max_own) * shrink_own - fast_exp(y[i] - max_other) * shrink_other;
     }
   } else {
+    const A zero = zero_of(slope.mean);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const A e = fast_exp(x[i] - max_own);
       const A term = shrink_own * e * (((x[i] - center_own) - (y[i] - center_other)) - offset);
-      out[i] += e > A(0) ? term : A(0);
+      out[i] += e == A(0) ? zero : term;
     }
   }
   if (slope.label >= 0) {

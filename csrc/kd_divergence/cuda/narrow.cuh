@@ -179,7 +179,8 @@ __device__ __forceinline__ Numbers<A> measure(
     of.mean_teacher = sums.teacher / sums.p;
   } else {
     of.mean_student = of.mean_teacher =
-        merge_lanes(bracket, lanes, Add<A>()) / (p.direction == Direction::forward ? z_teacher : z_student);
+        merge_lanes(bracket, lanes, Add<A>()) / (p.direction == Direction::forward ? z_teacher : z_student) +
+        nothing_of(of.log_z_student, of.log_z_teacher);
   }
   return of;
 }

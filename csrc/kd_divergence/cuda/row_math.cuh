@@ -7,7 +7,7 @@
 //   bracket  sum e^(x' / T) (x' - y'), shifted by z_x times the shift of x' - y' when a maximum moves
 //   mean     bracket / z_x, the mean of x' - y' under x: KL = mean / T + ln z_y - ln z_x, and x's gradient of it is
 //            x (x' - y' - mean) / T^2, in which nothing large is left to cancel
-// A class of probability 0 adds nothing, whatever the other argument says of it.
+// A class of probability 0 adds nothing, whatever the other argument says of it, but in a row whose divergence is NaN.
 #pragma once
 
 #include <cstdint>
@@ -133,10 +133,23 @@ struct Numbers {
 
 constexpr int kNumbers = sizeof(Numbers<float>) / sizeof(float);
 
-// From a row's sums; js takes its two divergences from a sweep of their own. NaN where one row is -inf throughout.
+// 0 where both sums are of finite logits; NaN where one is NaN, or 0 as all its logits are -inf.
+template <class A>
+MERC_BOTH A nothing_of(A log_x, A log_y) {
+  return (log_x - log_x) + (log_y - log_y);
+}
+
+// What a class of probability 0 gets of the gradient, from the row's mean: 0, or its NaN.
+template <class A>
+MERC_BOTH A zero_of(A mean) {
+  return mean == mean ? A(0) : mean;
+}
+
+// From a row's sums; js takes its two divergences from a sweep of their own.
 template <class A>
 MERC_BOTH Numbers<A> numbers_of(const Sums<A>& sums, bool student_is_x) {
-  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y), mean = sums.bracket / sums.z_x;
+  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y);
+  const A mean = sums.bracket / sums.z_x + nothing_of(log_x, log_y);
   return {student_is_x ? sums.max_x : sums.max_y,
           student_is_x ? sums.max_y : sums.max_x,
           student_is_x ? log_x : log_y,
@@ -217,6 +230,7 @@ struct Slope {
   template <int n>
   MERC_BOTH void gradients(
       const A* student, const A* teacher, int column, int step, bool both, A* to_student, A* to_teacher) const {
+    const A zero = zero_of(of.mean_student);
     if (direction == Direction::js) {
       const A c_student = c * (A(1) - beta), c_teacher = c * beta;
       const A log_ratio = of.log_z_student - of.log_z_teacher;
@@ -226,8 +240,8 @@ struct Slope {
         const A q = power2(k(x, -of.log_z_student)), p = power2(k(y, -of.log_z_teacher));
         A q_over_m, p_over_m;
         against_mixture(k(y - x, log_ratio), A(1) - beta, beta, q_over_m, p_over_m);
-        to_student[i] = q == A(0) ? A(0) : c_student * q * (q_over_m - of.mean_student);
-        to_teacher[i] = p == A(0) ? A(0) : c_teacher * p * (p_over_m - of.mean_teacher);
+        to_student[i] = q == A(0) ? zero : c_student * q * (q_over_m - of.mean_student);
+        to_teacher[i] = p == A(0) ? zero : c_teacher * p * (p_over_m - of.mean_teacher);
       }
     } else {
       const A c_first = c * per_t;
@@ -243,14 +257,14 @@ struct Slope {
         for (int i = 0; i < n; ++i) {
           const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
           const A q = power2(k(x, -of.log_z_student));
-          to_student[i] = q == A(0) ? A(0) : c_first * q * (x - y - of.mean_student);
+          to_student[i] = q == A(0) ? zero : c_first * q * (x - y - of.mean_student);
         }
       } else if (both) {
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           const A x = student[i] - of.max_student, y = teacher[i] - of.max_teacher;
           const A p = power2(k(y, -of.log_z_teacher));
-          to_teacher[i] = p == A(0) ? A(0) : c_first * p * (y - x - of.mean_teacher);
+          to_teacher[i] = p == A(0) ? zero : c_first * p * (y - x - of.mean_teacher);
         }
       }
     }

@@ -17,7 +17,7 @@ y the second, A = sum e^{(x - M_x) / T} [(x - M_x) - (y - M_y)]: KL = A / (T Z_x
 moves, A grows by Z_x times the shift of the bracket. Everything is centred before it is divided by T, so logits of
 ±1e4 lose nothing. Seven numbers a row are saved: M_s, M_t, log Z_s, log Z_t, two means, log sum e^{s - M_s} for CE. The
 means are KL(q|m) and KL(p|m) of js, and twice A / (T Z_x) else: in log x - log y - KL the log Z then need not cancel.
-A class of probability 0 adds 0, whatever the other side is.
+A class of probability 0 adds 0, whatever the other side is, but in a row whose divergence is NaN: its means are too.
 
 Letters: N rows a group, G groups, C classes. Every output element has one program that writes it, and sums run in a
 fixed order: no atomics, the same bits on every run.
@@ -44,6 +44,13 @@ def _tile(row_ptrs, column, mask, dtype: tl.constexpr):
 def _times(probability, log_ratio):
     # 0 inf = 0 here; a NaN stays one
     return tl.where(probability == 0, 0.0, probability * log_ratio)
+
+
+@triton.jit
+def _slope(probability, log_ratio, mean):
+    # The gradient of the first argument of KL; where the row's divergence is NaN, for every class
+    absent = (probability == 0) & (mean == mean)
+    return tl.where(absent, 0.0, probability * (log_ratio - mean))
 
 
 @triton.jit
@@ -163,6 +170,7 @@ def forward_kernel(
             z_raw = z_raw * tl.exp(shift_s) + tl.sum(tl.exp(from_s), 1)
         max_s, max_t = top_s, top_t
     log_z_s, log_z_t = tl.log(z_s), tl.log(z_t)
+    nothing = (log_z_s - log_z_s) + (log_z_t - log_z_t)  # NaN where a side is NaN, or -inf throughout
 
     if DIRECTION == "js":
         share = double(beta).to(dtype)
@@ -180,11 +188,11 @@ def forward_kernel(
             mean_t += tl.sum(_times(tl.exp(log_p), over_m_t), 1)
         value = (1 - share) * mean_s + share * mean_t
     elif DIRECTION == "forward":
-        mean = bracket / z_t * scale
+        mean = bracket / z_t * scale + nothing
         value = mean + (log_z_s - log_z_t)
         mean_s, mean_t = mean, mean
     else:
-        mean = bracket / z_s * scale
+        mean = bracket / z_s * scale + nothing
         value = mean + (log_z_t - log_z_s)
         mean_s, mean_t = mean, mean
 
@@ -284,7 +292,7 @@ def backward_kernel(
                 of_s = c * (q - tl.exp(log_p))
             else:
                 mean_s = tl.load(numbers + 4, mask=kept, other=0.0)[:, None]
-                of_s = c * _times(q, over_s - mean_s)
+                of_s = c * _slope(q, over_s, mean_s)
             if DIRECTION == "js":
                 of_s *= 1 - share
             if CE:
@@ -301,7 +309,7 @@ def backward_kernel(
                 of_t = c * (p - tl.exp(log_q))
             else:
                 mean_t = tl.load(numbers + 5, mask=kept, other=0.0)[:, None]
-                of_t = c * _times(p, over_t - mean_t)
+                of_t = c * _slope(p, over_t, mean_t)
             if DIRECTION == "js":
                 of_t *= share
             sum_t += tl.where(kept[:, None], of_t, 0.0)
