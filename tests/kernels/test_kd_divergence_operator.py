@@ -193,8 +193,8 @@ def test_ignored_rows_may_hold_nan(width):
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 @pytest.mark.parametrize("width", [2, 7, 300])
 def test_a_spoilt_row_is_nan(isa, width):
-    usual = _library._C.isa()
-    if not _library._C.set_isa(isa):
+    usual = extension().isa()
+    if not extension().set_isa(isa):
         pytest.skip(f"this machine cannot run {isa}")
     try:
         for dtype, direction, teacher_grad in itertools.product(DTYPES, DIRECTIONS, (True, False)):
@@ -203,7 +203,7 @@ def test_a_spoilt_row_is_nan(isa, width):
                 options |= {"labels": spoiled.LABELS, "ce_weight": 0.5 * (width > 2)} if labelled else {}
                 spoiled.check(spoiled.through_autograd(backend="cpu", **options), width, dtype, labelled)
     finally:
-        _library._C.set_isa(usual)
+        extension().set_isa(usual)
 
 
 def test_a_spoilt_row_of_one_group_is_nan():
