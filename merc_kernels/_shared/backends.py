@@ -1,9 +1,10 @@
 """Which backends there are, which of them are on, and the choice among them."""
 
+import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from merc_kernels._shared import torch_private
+from merc_kernels._shared import checks, default, first_use, torch_private
 
 _C: Any = None
 try:
@@ -21,7 +22,7 @@ except ImportError as error:
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked here: Dynamo cannot trace the question
 _ON = "on"
-_MATRIX = 1 << 26  # elements of the matrix of similarities from which on memory matters more than launches
+_VARIABLE = "MERC_BACKEND"
 _forced: ContextVar[str | None] = ContextVar("merc_kernels_backend", default=None)
 _forced_in_traces: str | None = None  # Dynamo can guard a global, but cannot trace a ContextVar
 
@@ -73,40 +74,147 @@ def check(backend: str | None) -> None:
         _usable("backend", backend)
 
 
-def choose(backend: str | None, operator: str, device: str, pairs: int = 0, offered: Sequence[str] = ()) -> str:
+class Call(NamedTuple):
+    """What the choice on a GPU looks at.
+
+    Attributes:
+        tensor: the first, for dtype and device.
+        rows: of a group, with prototypes and refs; None in a trace.
+        pairs: about how many elements the matrix has that the plain form of the contrastive loss would hold.
+        loss: the public function, which a first use tries.
+        problem: the small problem that it is tried on.
+        path: what distinguishes the call's kernels from others of the operator.
+    """
+
+    tensor: Tensor
+    rows: int | None
+    pairs: int
+    loss: Callable[..., Tensor]
+    problem: Callable[[], first_use.Problem]
+    path: tuple[Hashable, ...]
+
+
+def choose(
+    backend: str | None, operator: str, tensor: object, call: Callable[[], Call], offered: Sequence[str] = ()
+) -> str:
     """Name of the backend that a call runs on.
 
     Args:
-        backend: the call's argument; None leaves the choice to `use_backend`, and then to us.
-        operator: for the message.
-        device: the type of the tensors' device. On a GPU a fused backend runs only where it is named: none has been
-            measured on one yet.
-        pairs: how many elements the matrix has that the plain form would hold.
+        backend: the call's argument; None leaves the choice to `use_backend`, then to MERC_BACKEND, and then to us.
+        operator: ``focal_contrastive`` or ``kd_divergence``.
+        tensor: the first of the call, for its device; what is no tensor is refused later.
+        call: gives what the choice looks at beside the device.
         offered: the backends that the operator has; every one where it says none.
     """
-    offered = offered or tuple(_BACKENDS)
+    device = tensor.device.type if isinstance(tensor, Tensor) else "cpu"
     tracing = torch.compiler.is_compiling()
     forced = backend or (_forced_in_traces if tracing else _forced.get())
     transformed = not tracing and torch_private.transformed()
     if forced is not None:
-        name = _usable("backend", forced)
-        if name not in offered:
-            raise ValueError(f"backend: {name!r} has no {operator}; it has {', '.join(offered)}")
-        if name != "reference" and transformed:
-            raise ValueError(
-                f"backend: {name!r} does not run under torch.func or forward-mode autograd; 'reference' does"
-            )
-        if not _BACKENDS[name].takes(device):
-            raise ValueError(f"backend: {name!r} does not take tensors on {device}")
-        return name
-    if device == "cpu" and "cpu" in offered and _state("cpu") == _ON and not transformed:
+        return _named("backend", forced, operator, device, offered or tuple(_BACKENDS), transformed)
+    if transformed:
+        return "reference"
+    forced = os.environ.get(_VARIABLE) if tracing else _of_environment()
+    if forced:
+        return _named(_VARIABLE, forced, operator, device, offered or tuple(_BACKENDS), transformed)
+    if device == "cpu" and _C is not None:
         return "cpu"
-    return "torch" if pairs >= _MATRIX and not transformed else "reference"
+    return _unnamed(operator, device, call(), tracing)
 
 
-def device_of(tensor: object) -> str:
-    """The type of a tensor's device; what is no tensor is refused later."""
-    return tensor.device.type if isinstance(tensor, Tensor) else "cpu"
+def _named(argument: str, name: str, operator: str, device: str, offered: Sequence[str], transformed: bool) -> str:
+    """A backend that was asked for, if it can be had."""
+    name = _usable(argument, name)
+    if name not in offered:
+        raise ValueError(f"{argument}: {name!r} has no {operator}; it has {', '.join(offered)}")
+    if name != "reference" and transformed:
+        raise ValueError(
+            f"{argument}: {name!r} does not run under torch.func or forward-mode autograd; 'reference' does"
+        )
+    if not _BACKENDS[name].takes(device):
+        raise ValueError(f"{argument}: {name!r} does not take tensors on {device}")
+    return name
+
+
+def _unnamed(operator: str, device: str, call: Call, tracing: bool) -> str:
+    """By the rule; on a GPU after a check of values at the first use."""
+    capability = _capability(call.tensor.device.index) if device == "cuda" else None
+    name = default.choose(operator, device, call.tensor.dtype, call.rows, call.pairs, capability, built()).backend
+    if name not in ("cuda", "triton") or tracing or _capturing():
+        return name
+    key = (str(call.tensor.dtype).removeprefix("torch."), *call.path, capability)
+    if first_use.passed(name, operator, call.loss, call.problem, *key):
+        return name
+    return default.plain(operator, call.pairs, "its kernels failed").backend
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@functools.cache
+def _of_environment() -> str | None:
+    """MERC_BACKEND, read once: small batches feel every microsecond."""
+    return os.environ.get(_VARIABLE)
+
+
+def built() -> default.Built:
+    """What this install can run, where the device is there."""
+    return default.Built(_C is not None, None if _C is None else _C.build["cuda_archs"], _HAS_TRITON)
+
+
+def default_backend(
+    operator: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    rows: int,
+    width: int,
+    capability: tuple[int, int] | None = None,
+) -> default.Default:
+    """What a call without ``backend=`` takes, and why, for any device, present or not, with this install.
+
+    Args:
+        operator: ``"focal_contrastive"`` or ``"kd_divergence"``.
+        device: such as ``"cpu"`` or ``"cuda"``.
+        dtype: of the embeddings or logits.
+        rows: N; with refs or prototypes, those too.
+        width: D, or the number of classes; the rule does not look at it yet.
+        capability: of the GPU, such as ``(9, 0)``; None takes that of the GPU that is here.
+
+    Returns:
+        ``(backend, reason)``. On a GPU the backend's kernels are compared with the reference at their first use in a
+        process; where they fail, a warning says so and plain PyTorch takes their place.
+
+    Raises:
+        ValueError: no such operator or dtype, sizes below 0, or no ``capability`` and no GPU to ask.
+    """
+    checks.choice("operator", operator, default.OPERATORS)
+    if dtype not in checks.DTYPES[checks.FLOAT]:
+        checks.fail("dtype", checks.FLOAT, dtype)
+    for name, size in (("rows", rows), ("width", width)):
+        checks.integer(name, size)
+        checks.number(name, size)
+    place = torch.device(device)
+    if place.type == "cuda":
+        if capability is None:
+            if not torch.cuda.is_available():
+                checks.fail("capability", "such as (9, 0), as no CUDA device is here to ask", capability)
+            capability = _capability(place.index)
+        capability = (int(capability[0]), int(capability[1]))
+    else:
+        capability = None
+    return default.choose(operator, place.type, dtype, rows, rows * rows, capability, built())
+
+
+def takes(name: str, device: str) -> bool:
+    """Whether a backend takes tensors on this type of device."""
+    return _BACKENDS[name].takes(device)
 
 
 def _interpreted() -> bool:

@@ -1,14 +1,11 @@
 """The focal contrastive loss as a function and as a module: its contract, and the way to the backend."""
 
-import math
-
-import torch
 from torch import Tensor, nn
 
 from merc_kernels._shared import backends, checks
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
-from merc_kernels.focal_contrastive import inputs, operator, reference
+from merc_kernels.focal_contrastive import inputs, operator, reference, trial
 from merc_kernels.focal_contrastive.options import Focal, FocalContrastiveOptions, Reduction
 
 _options = remembered(FocalContrastiveOptions)
@@ -167,18 +164,13 @@ def _loss(
     backend: str | None,
 ) -> Tensor:
     """The loss on the backend that is chosen; of the temperatures the tensor counts, where it is there."""
-    pairs = _pairs(embeddings, ref_embeddings)
-    name = backends.choose(backend, "focal_contrastive", backends.device_of(embeddings), pairs)
     tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature)
     inputs.check(*tensors, options)
+
+    def call() -> backends.Call:
+        return trial.call(focal_contrastive_loss, *tensors, options)
+
+    name = backends.choose(backend, "focal_contrastive", embeddings, call)
     if name == "reference":
         return reference.focal_contrastive_loss(*tensors, options)
     return operator.focal_contrastive(*tensors, options, name)
-
-
-def _pairs(embeddings: object, refs: object) -> int:
-    """About how many elements the matrix of similarities has; 0 where a size is symbolic."""
-    sizes = [x.shape[:-1] for x in (embeddings, refs) if isinstance(x, Tensor)]
-    if not sizes or torch.compiler.is_compiling():
-        return 0
-    return math.prod(sizes[0]) * sum(math.prod(size[-1:]) for size in sizes)

@@ -5,7 +5,7 @@ from torch import Tensor
 from merc_kernels._shared import backends
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
-from merc_kernels.kd_divergence import inputs, operator, reference
+from merc_kernels.kd_divergence import inputs, operator, reference, trial
 from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions, Reduction
 
 _options = remembered(KDDivergenceOptions)
@@ -137,9 +137,13 @@ def _divergence(
     backend: str | None,
 ) -> Tensor:
     """The divergence on the backend that is chosen; of the temperatures the tensor counts, where it is there."""
-    name = backends.choose(backend, "kd_divergence", backends.device_of(student_logits))
     tensors = (student_logits, teacher_logits, temperature, labels, row_weights)
     inputs.check(*tensors, options)
+
+    def call() -> backends.Call:
+        return trial.call(kd_divergence, *tensors, options)
+
+    name = backends.choose(backend, "kd_divergence", student_logits, call)
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
         return reference.kd_divergence(*tensors, options)
     return operator.kd_divergence(*tensors, options, name)
