@@ -44,7 +44,8 @@ def call(
         if refs is not None:
             tensors |= {"ref_embeddings": rows[first_use.ROWS :], "ref_labels": targets[first_use.ROWS :]}
         if not bounded:
-            tensors["temperature"] = torch.tensor(0.1).to(embeddings)
+            dtype = torch.promote_types(embeddings.dtype, torch.float32)
+            tensors["temperature"] = torch.tensor(0.1, dtype=dtype, device=embeddings.device)
         return first_use.Problem(tensors, chosen | {"ignore_index": options.ignore_index, "reduction": "sum"})
 
     count, pairs = None, 0
