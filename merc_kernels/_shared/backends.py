@@ -73,7 +73,9 @@ def check(backend: str | None) -> None:
         _usable("backend", backend)
 
 
-def choose(backend: str | None, operator: str, device: str, pairs: int = 0, offered: Sequence[str] = ()) -> str:
+def choose(
+    backend: str | None, operator: str, device: str, pairs: int = 0, offered: Sequence[str] | None = None
+) -> str:
     """Name of the backend that a call runs on.
 
     Args:
@@ -82,15 +84,14 @@ def choose(backend: str | None, operator: str, device: str, pairs: int = 0, offe
         device: the type of the tensors' device. On a GPU a fused backend runs only where it is named: none has been
             measured on one yet.
         pairs: how many elements the matrix has that the plain form would hold.
-        offered: the backends that the operator has; every one where it says none.
+        offered: the backends that the operator has; None: every one.
     """
-    offered = offered or tuple(_BACKENDS)
     tracing = torch.compiler.is_compiling()
     forced = backend or (_forced_in_traces if tracing else _forced.get())
     transformed = not tracing and torch_private.transformed()
     if forced is not None:
         name = _usable("backend", forced)
-        if name not in offered:
+        if offered is not None and name not in offered:
             raise ValueError(f"backend: {name!r} has no {operator}; it has {', '.join(offered)}")
         if name != "reference" and transformed:
             raise ValueError(
@@ -99,7 +100,7 @@ def choose(backend: str | None, operator: str, device: str, pairs: int = 0, offe
         if not _BACKENDS[name].takes(device):
             raise ValueError(f"backend: {name!r} does not take tensors on {device}")
         return name
-    if device == "cpu" and "cpu" in offered and _state("cpu") == _ON and not transformed:
+    if device == "cpu" and (offered is None or "cpu" in offered) and _state("cpu") == _ON and not transformed:
         return "cpu"
     return "torch" if pairs >= _MATRIX and not transformed else "reference"
 

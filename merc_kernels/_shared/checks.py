@@ -96,7 +96,7 @@ def eager(*values: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     for value in values:  # noqa: SIM110 - a plain loop: small batches feel every microsecond
-        if type(value) not in _PLAIN or torch_private.wrapped(value):
+        if type(value) not in _PLAIN or torch_private.is_wrapped(value):
             return False
     return True
 

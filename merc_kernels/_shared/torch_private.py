@@ -17,25 +17,7 @@ def _find(path: str) -> Any:
     return found
 
 
-_peek_interpreter_stack = _find("_C._functorch.peek_interpreter_stack")
-_is_functorch_wrapped_tensor = _find("_C._functorch.is_functorch_wrapped_tensor")
-_auto_dispatch_below_autograd = _find("_C._AutoDispatchBelowAutograd")
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform or forward-mode autograd is at work.
-
-    Without the names: False, and torch itself says that a fused operator has no such derivative.
-    """
-    stack = None if _peek_interpreter_stack is None else _peek_interpreter_stack()
-    return stack is not None or getattr(forward_ad, "_current_level", -1) >= 0
-
-
-def wrapped(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is what a torch.func transform made of another; without the name: whether it has no memory."""
-    if _is_functorch_wrapped_tensor is not None:
-        found: bool = _is_functorch_wrapped_tensor(tensor)
-        return found
+def _no_memory(tensor: Tensor) -> bool:
     try:
         tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):
@@ -43,11 +25,29 @@ def wrapped(tensor: Tensor) -> bool:
     return False
 
 
+FALLBACKS: dict[str, Callable[..., Any]] = {
+    "transform": lambda: None,  # torch itself then says that a fused operator has no such derivative
+    "is_wrapped": _no_memory,
+    "past_autograd": contextlib.nullcontext,  # inside an autograd.Function the registered autograd is idle
+}
+transform: Callable[[], Any] = _find("_C._functorch.peek_interpreter_stack") or FALLBACKS["transform"]
+"""The torch.func transform at work, or None."""
+is_wrapped: Callable[[Tensor], bool] = _find("_C._functorch.is_functorch_wrapped_tensor") or FALLBACKS["is_wrapped"]
+"""Whether a tensor is what a torch.func transform made of another."""
+past_autograd: Callable[[], Any] = _find("_C._AutoDispatchBelowAutograd") or FALLBACKS["past_autograd"]
+"""A context in which operators run past the autograd registered for them."""
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform or forward-mode autograd is at work: fused operators have neither."""
+    return transform() is not None or getattr(forward_ad, "_current_level", -1) >= 0
+
+
 def below_autograd(operator: Any) -> Callable[..., Any]:
-    """``operator`` past the autograd registered for it; without the name: with it, which inside a Function is idle."""
+    """``operator`` past the autograd registered for it."""
 
     def call(*inputs: Any) -> Any:
-        with (_auto_dispatch_below_autograd or contextlib.nullcontext)():
+        with past_autograd():
             return operator(*inputs)
 
     return call

@@ -74,7 +74,11 @@ if backends.extension() is not None:
     _NAME = "focal_contrastive_with_gradients"
     torch.library.register_fake(f"merc::{_NAME}", _fake_with_gradients)
     _both = direct(_NAME, getattr(torch.ops.merc, _NAME).default, tensors=7)
-    _of_small_batches = with_gradients(DESCRIPTION, lambda tensors, numbers, wanted: _both(*tensors, *numbers, *wanted))
+
+    def _with_gradients(tensors: Sequence[Any], numbers: Sequence[Any], needs: Sequence[bool]) -> Sequence[Any]:
+        return _both(*tensors, *numbers, needs[0], needs[2], needs[3], needs[6])  # type: ignore[no-any-return]
+
+    _of_small_batches = with_gradients(DESCRIPTION, _with_gradients)
 
 
 def focal_contrastive(
@@ -97,7 +101,7 @@ def focal_contrastive(
     dtype = accumulate(embeddings)
     weights = None if class_weights is None else class_weights.detach().to(dtype)
     temperature = None if temperature is None else temperature.to(dtype)
-    arguments = (embeddings, labels, prototypes, refs, ref_labels, weights, temperature, *options.numbers)
+    tensors = (embeddings, labels, prototypes, refs, ref_labels, weights, temperature)
     plain = checks.eager(*floating)
     if (
         plain
@@ -106,8 +110,8 @@ def focal_contrastive(
         and _is_small(embeddings, prototypes, refs)
         and _wants_gradients(*floating)
     ):
-        return _of_small_batches(*arguments)
-    return _operator(backend, plain, *arguments)
+        return _of_small_batches(options.numbers, *tensors)
+    return _operator(backend, plain, tensors, options.numbers)
 
 
 def _is_small(embeddings: Tensor, *others: Tensor | None) -> bool:

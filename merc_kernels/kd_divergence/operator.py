@@ -90,11 +90,11 @@ def kd_divergence(
         row_weights = None if row_weights is None else row_weights.detach().to(dtype)
     tensors = (student, teacher, temperature, labels, row_weights)
     if not torch.is_grad_enabled():
-        return _operator(backend, plain, *tensors, *options.numbers, _NOTHING)
+        return _operator(backend, plain, tensors, (*options.numbers, _NOTHING))
     if plain and backend == "cpu" and not teacher.requires_grad:
         if not student.requires_grad:
-            return _operator(backend, plain, *tensors, *options.numbers, _NOTHING)
+            return _operator(backend, plain, tensors, (*options.numbers, _NOTHING))
         # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
         if options.reduction != "none" and student.dtype != torch.float16:
-            return _of_a_student(*tensors, *options.numbers, _GRADIENT)
-    return _operator(backend, plain, *tensors, *options.numbers, _NUMBERS)
+            return _of_a_student((*options.numbers, _GRADIENT), *tensors)
+    return _operator(backend, plain, tensors, (*options.numbers, _NUMBERS))
