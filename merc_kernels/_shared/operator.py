@@ -145,7 +145,7 @@ class Operator:
         """The loss on ``backend``; ``plain`` where nothing traces, transforms or fakes the tensors."""
         backend = backend if backend in self.traced else COMPILED
         if plain:
-            return self.eager[backend](numbers, *tensors)
+            return self.eager[backend](*tensors, numbers)
         loss: Tensor = self.traced[backend](*tensors, *numbers)[0]
         return loss
 
@@ -181,11 +181,15 @@ def _gradients(described: Description, operator: Any) -> Callable[..., list[Tens
 
 
 def _function(described: Description, operator: Any, gradients: Any) -> Callable[..., Tensor]:
-    """The operator as an autograd.Function, at a third of the overhead that registered autograd has."""
+    """The operator as an autograd.Function, at a third of the overhead that registered autograd has.
+
+    It takes the tensors, and then the numbers as one tuple.
+    """
 
     class Fused(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, numbers: tuple[Any, ...], *tensors: Tensor | None) -> Tensor:
+        def forward(ctx: Any, *arguments: Any) -> Tensor:
+            *tensors, numbers = arguments
             output = operator(*tensors, *numbers)
             _keep(described, ctx, tensors, numbers, output)
             loss: Tensor = output[0]
@@ -193,25 +197,23 @@ def _function(described: Description, operator: Any, gradients: Any) -> Callable
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-            return None, *gradients(ctx, grad, ctx.needs_input_grad[1:])
+            return *gradients(ctx, grad, ctx.needs_input_grad), None
 
-    return Fused.apply
+    return torch_private.apply_of(Fused)
 
 
-def with_gradients(described: Description, both: Callable[..., Sequence[Any]]) -> Callable[..., Tensor]:
+def with_gradients(both: Callable[..., tuple[Tensor, Sequence[Tensor | None]]]) -> Callable[..., Tensor]:
     """A Function whose forward pass makes the gradients as well, for a gradient of the loss of 1.
 
-    ``both`` takes tensors, numbers, and which tensors need a gradient; it gives the loss and the gradients.
+    It takes the tensors, and then the numbers as one tuple. ``both`` takes the tensors, the numbers, and which tensors
+    need a gradient; it gives the loss, and for every tensor its gradient or None.
     """
-    places = described.differentiable
-    nothing = [None] * len(described.tensors)
 
     class FusedWithGradients(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, numbers: tuple[Any, ...], *tensors: Tensor | None) -> Tensor:
-            ctx.numbers = numbers
-            loss: Tensor
-            loss, *ctx.gradients = both(tensors, numbers, ctx.needs_input_grad[1:])
+        def forward(ctx: Any, *arguments: Any) -> Tensor:
+            tensors, ctx.numbers = arguments[:-1], arguments[-1]
+            loss, ctx.gradients = both(tensors, ctx.numbers, ctx.needs_input_grad)
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(*tensors)
             return loss
@@ -219,19 +221,18 @@ def with_gradients(described: Description, both: Callable[..., Sequence[Any]]) -
         @staticmethod
         def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
             if grad is None:
-                return None, *nothing
-            tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
-            gradients, ctx.gradients = ctx.gradients or both(tensors, ctx.numbers, needs)[1:], None
+                return (None,) * len(ctx.needs_input_grad)
+            gradients, ctx.gradients = ctx.gradients, None
+            if gradients is None:
+                gradients = both(ctx.saved_tensors, ctx.numbers, ctx.needs_input_grad)[1]
             if not (checks.eager(grad) and grad.item() == 1):  # as they are, they are their owner's
                 ctx.gradients, gradients = gradients, [None if x is None else x * grad for x in gradients]
-            results: list[Tensor | None] = [None, *nothing]
-            for i, x in zip(places, gradients, strict=True):
-                if needs[i] and x is not None:
-                    x = x.to(tensors[i].dtype)
-                    results[1 + i] = _differentiable_once(x, (grad, *tensors)) if torch.is_grad_enabled() else x
-            return tuple(results)
+            if torch.is_grad_enabled():
+                inputs = (grad, *ctx.saved_tensors)
+                gradients = [None if x is None else _differentiable_once(x, inputs) for x in gradients]
+            return *gradients, None
 
-    return FusedWithGradients.apply
+    return torch_private.apply_of(FusedWithGradients)
 
 
 def refuse(*_: Any) -> NoReturn:

@@ -25,10 +25,20 @@ def _no_memory(tensor: Tensor) -> bool:
     return False
 
 
-FALLBACKS: dict[str, Callable[..., Any]] = {
+def _key_sets() -> dict[str, Any]:
+    """By the type of a device, the dispatch keys of its kernels; empty where torch has them not."""
+    keys, key_set = _find("_C.DispatchKey"), _find("_C.DispatchKeySet")
+    if keys is None or key_set is None or not hasattr(torch._ops.OpOverload, "redispatch"):
+        return {}
+    return {"cpu": key_set(keys.CPU), "cuda": key_set(keys.CUDA)}
+
+
+FALLBACKS: dict[str, Any] = {
     "transform": lambda: None,  # torch itself then says that a fused operator has no such derivative
     "is_wrapped": _no_memory,
     "past_autograd": contextlib.nullcontext,  # inside an autograd.Function the registered autograd is idle
+    "modes": lambda: 1,  # there may be one
+    "key_sets": {},
 }
 transform: Callable[[], Any] = _find("_C._functorch.peek_interpreter_stack") or FALLBACKS["transform"]
 """The torch.func transform at work, or None."""
@@ -36,6 +46,9 @@ is_wrapped: Callable[[Tensor], bool] = _find("_C._functorch.is_functorch_wrapped
 """Whether a tensor is what a torch.func transform made of another."""
 past_autograd: Callable[[], Any] = _find("_C._AutoDispatchBelowAutograd") or FALLBACKS["past_autograd"]
 """A context in which operators run past the autograd registered for them."""
+modes: Callable[[], int] = _find("_C._len_torch_dispatch_stack") or FALLBACKS["modes"]
+"""How many modes want to see what operators run."""
+key_sets: dict[str, Any] = _key_sets()
 
 
 def transformed() -> bool:
@@ -44,10 +57,20 @@ def transformed() -> bool:
 
 
 def below_autograd(operator: Any) -> Callable[..., Any]:
-    """``operator`` past the autograd registered for it."""
+    """``operator``, whose first argument is a tensor, past the autograd registered for it."""
 
     def call(*inputs: Any) -> Any:
+        x = inputs[0]
+        keys = key_sets.get("cpu" if x.is_cpu else x.device.type)
+        if keys is not None and modes() == 0:  # straight to the kernel: small batches feel every microsecond
+            return operator.redispatch(keys, *inputs)
         with past_autograd():
             return operator(*inputs)
 
     return call
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` without its search for what torch.func left: callers have looked at their tensors."""
+    apply: Callable[..., Any] = getattr(super(torch.autograd.Function, function), "apply", function.apply)
+    return apply
