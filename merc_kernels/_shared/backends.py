@@ -95,7 +95,7 @@ class Call(NamedTuple):
 
 
 def choose(
-    backend: str | None, operator: str, tensor: object, call: Callable[[], Call], offered: Sequence[str] = ()
+    backend: str | None, operator: str, tensor: object, call: Callable[[], Call], offered: Sequence[str] | None = None
 ) -> str:
     """Name of the backend that a call runs on.
 
@@ -104,28 +104,30 @@ def choose(
         operator: ``focal_contrastive`` or ``kd_divergence``.
         tensor: the first of the call, for its device; what is no tensor is refused later.
         call: gives what the choice looks at beside the device.
-        offered: the backends that the operator has; every one where it says none.
+        offered: the backends that the operator has; None: every one.
     """
     device = tensor.device.type if isinstance(tensor, Tensor) else "cpu"
     tracing = torch.compiler.is_compiling()
     forced = backend or (_forced_in_traces if tracing else _forced.get())
     transformed = not tracing and torch_private.transformed()
     if forced is not None:
-        return _named("backend", forced, operator, device, offered or tuple(_BACKENDS), transformed)
+        return _named("backend", forced, operator, device, offered, transformed)
     if transformed:
         return "reference"
     forced = os.environ.get(_VARIABLE) if tracing else _of_environment()
     if forced:
-        return _named(_VARIABLE, forced, operator, device, offered or tuple(_BACKENDS), transformed)
+        return _named(_VARIABLE, forced, operator, device, offered, transformed)
     if device == "cpu" and _C is not None:
         return "cpu"
     return _unnamed(operator, device, call(), tracing)
 
 
-def _named(argument: str, name: str, operator: str, device: str, offered: Sequence[str], transformed: bool) -> str:
+def _named(
+    argument: str, name: str, operator: str, device: str, offered: Sequence[str] | None, transformed: bool
+) -> str:
     """A backend that was asked for, if it can be had."""
     name = _usable(argument, name)
-    if name not in offered:
+    if offered is not None and name not in offered:
         raise ValueError(f"{argument}: {name!r} has no {operator}; it has {', '.join(offered)}")
     if name != "reference" and transformed:
         raise ValueError(

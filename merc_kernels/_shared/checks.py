@@ -91,12 +91,12 @@ def _fits(size: torch.Size, shape: Shape) -> bool:
     return True
 
 
-def eager(*values: Tensor) -> bool:
-    """Whether these are plain tensors with elements: nothing is traced, transformed or faked."""
+def eager(*values: Tensor | None) -> bool:
+    """Whether all that are there are plain tensors with elements: nothing is traced, transformed or faked."""
     if torch.compiler.is_compiling():
         return False
-    for value in values:  # noqa: SIM110 - a plain loop: small batches feel every microsecond
-        if type(value) not in _PLAIN or torch_private.wrapped(value):
+    for value in values:
+        if value is not None and (type(value) not in _PLAIN or torch_private.is_wrapped(value)):
             return False
     return True
 

@@ -1,7 +1,7 @@
 """The losses as modules: options in the constructor, tensors in ``forward``."""
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -19,6 +19,11 @@ class LossModule(nn.Module):
         backends.check(backend)
         self.options = options
         self.backend = backend
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """An option."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         parameters = self.__dict__.get("_parameters", {})  # a temperature that is learned

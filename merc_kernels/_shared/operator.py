@@ -110,7 +110,7 @@ class Operator:
         """Fakes and autograd of ``merc::name`` and ``merc::name_backward``."""
         described = self.description
         forward = getattr(torch.ops.merc, name).default
-        backward = _backward(described, getattr(torch.ops.merc, f"{name}_backward").default)
+        gradients = _gradients(described, getattr(torch.ops.merc, f"{name}_backward").default)
         tensors = len(described.tensors)
 
         def fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -128,106 +128,111 @@ class Operator:
             )
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            _keep(described, ctx, inputs, output)
+            _keep(described, ctx, inputs[:tensors], inputs[tensors:], output)
             ctx.mark_non_differentiable(*output[1:])
+
+        def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+            return *gradients(ctx, grad, ctx.needs_input_grad), *(None,) * len(ctx.numbers)
 
         torch.library.register_fake(f"merc::{name}", fake)
         torch.library.register_fake(f"merc::{name}_backward", fake_backward)
         torch.library.register_autograd(f"merc::{name}", backward, setup_context=setup_context)
         torch.library.register_autograd(f"merc::{name}_backward", refuse, setup_context=_nothing_kept)
         self.traced[backend] = forward
-        self.eager[backend] = _function(described, torch_private.below_autograd(forward), backward)
+        self.eager[backend] = _function(described, torch_private.below_autograd(forward), gradients)
 
-    def __call__(self, backend: str, plain: bool, *arguments: Any) -> Tensor:
+    def __call__(self, backend: str, plain: bool, tensors: Sequence[Any], numbers: tuple[Any, ...]) -> Tensor:
         """The loss on ``backend``; ``plain`` where nothing traces, transforms or fakes the tensors."""
         backend = backend if backend in self.traced else COMPILED
         if plain:
-            return self.eager[backend](*arguments)
-        loss: Tensor = self.traced[backend](*arguments)[0]
+            return self.eager[backend](*tensors, numbers)
+        loss: Tensor = self.traced[backend](*tensors, *numbers)[0]
         return loss
 
 
-def _keep(described: Description, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.numbers = inputs[len(described.tensors) :]
+def _keep(described: Description, ctx: Any, tensors: Sequence[Any], numbers: Sequence[Any], output: Any) -> None:
+    ctx.numbers = numbers
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:], *(inputs[i] for i in described.needed))
+    ctx.save_for_backward(*output[1:], *(tensors[i] for i in described.needed))
 
 
-def _backward(described: Description, operator: Any) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The backward pass of a registered operator, and of the Function that stands for it in eager mode."""
+def _gradients(described: Description, operator: Any) -> Callable[..., list[Tensor | None]]:
+    """The backward pass, of a registered operator and of the Function that stands for it in eager mode alike."""
     kept, ends = 1 + len(described.kept), 1 + len(described.more_numbers)
 
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+    def gradients(ctx: Any, grad: Tensor | None, needs: Sequence[bool]) -> list[Tensor | None]:
+        """Of every tensor of the forward pass."""
+        results: list[Tensor | None] = [None] * len(described.tensors)
         if grad is None:
-            return tuple(results)
+            return results
         saved, inputs = ctx.saved_tensors[:kept], ctx.saved_tensors[kept:]
-        gradients = described.already(ctx.numbers, saved)
-        if gradients is None:
-            wanted = [ctx.needs_input_grad[i] for i in described.differentiable]
-            gradients = operator(grad.contiguous(), *saved, *inputs, *ctx.numbers[:-ends], *wanted)
+        made = described.already(ctx.numbers, saved)
+        if made is None:
+            wanted = [needs[i] for i in described.differentiable]
+            made = operator(grad.contiguous(), *saved, *inputs, *ctx.numbers[:-ends], *wanted)
         else:
-            gradients = [None if x is None else (x * grad).to(x.dtype) for x in gradients]
-        again = torch.is_grad_enabled()
-        for i, x in zip(described.differentiable, gradients, strict=True):
-            if ctx.needs_input_grad[i] and x is not None:
-                results[i] = _differentiable_once(x, (grad, *inputs)) if again else x
-        return tuple(results)
+            made = [None if x is None else (x * grad).to(x.dtype) for x in made]
+        for i, x in zip(described.differentiable, made, strict=True):
+            if needs[i] and x is not None:
+                results[i] = _differentiable_once(x, (grad, *inputs)) if torch.is_grad_enabled() else x
+        return results
 
-    return backward
+    return gradients
 
 
 def _function(described: Description, operator: Any, gradients: Any) -> Callable[..., Tensor]:
-    """The operator as an autograd.Function, at a third of the overhead that registered autograd has."""
+    """The operator as an autograd.Function, at a third of the overhead that registered autograd has.
+
+    It takes the tensors, and then the numbers as one tuple.
+    """
 
     class Fused(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Tensor:
-            output = operator(*arguments)
-            _keep(described, ctx, arguments, output)
+            *tensors, numbers = arguments
+            output = operator(*tensors, *numbers)
+            _keep(described, ctx, tensors, numbers, output)
             loss: Tensor = output[0]
-            return loss
-
-        backward = staticmethod(gradients)
-
-    return Fused.apply
-
-
-def with_gradients(described: Description, both: Callable[..., Sequence[Any]]) -> Callable[..., Tensor]:
-    """A Function whose forward pass makes the gradients as well, for a gradient of the loss of 1.
-
-    ``both`` takes tensors, numbers, and which gradients are wanted; it gives the loss and the gradients.
-    """
-    count = len(described.tensors)
-
-    class FusedWithGradients(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Tensor:
-            ctx.numbers = arguments[count:]
-            ctx.wanted = [ctx.needs_input_grad[i] for i in described.differentiable]
-            loss: Tensor
-            loss, *ctx.gradients = both(arguments[:count], ctx.numbers, ctx.wanted)
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*arguments[:count])
             return loss
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-            results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-            tensors = ctx.saved_tensors
+            return *gradients(ctx, grad, ctx.needs_input_grad), None
+
+    return torch_private.apply_of(Fused)
+
+
+def with_gradients(both: Callable[..., tuple[Tensor, Sequence[Tensor | None]]]) -> Callable[..., Tensor]:
+    """A Function whose forward pass makes the gradients as well, for a gradient of the loss of 1.
+
+    It takes the tensors, and then the numbers as one tuple. ``both`` takes the tensors, the numbers, and which tensors
+    need a gradient; it gives the loss, and for every tensor its gradient or None.
+    """
+
+    class FusedWithGradients(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Tensor:
+            tensors, ctx.numbers = arguments[:-1], arguments[-1]
+            loss, ctx.gradients = both(tensors, ctx.numbers, ctx.needs_input_grad)
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*tensors)
+            return loss
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
             if grad is None:
-                return tuple(results)
-            gradients, ctx.gradients = ctx.gradients or both(tensors, ctx.numbers, ctx.wanted)[1:], None
+                return (None,) * len(ctx.needs_input_grad)
+            gradients, ctx.gradients = ctx.gradients, None
+            if gradients is None:
+                gradients = both(ctx.saved_tensors, ctx.numbers, ctx.needs_input_grad)[1]
             if not (checks.eager(grad) and grad.item() == 1):  # as they are, they are their owner's
                 ctx.gradients, gradients = gradients, [None if x is None else x * grad for x in gradients]
-            again = torch.is_grad_enabled()
-            for i, x in zip(described.differentiable, gradients, strict=True):
-                if ctx.needs_input_grad[i] and x is not None:
-                    x = x.to(tensors[i].dtype)
-                    results[i] = _differentiable_once(x, (grad, *tensors)) if again else x
-            return tuple(results)
+            if torch.is_grad_enabled():
+                inputs = (grad, *ctx.saved_tensors)
+                gradients = [None if x is None else _differentiable_once(x, inputs) for x in gradients]
+            return *gradients, None
 
-    return FusedWithGradients.apply
+    return torch_private.apply_of(FusedWithGradients)
 
 
 def refuse(*_: Any) -> NoReturn:

@@ -3,7 +3,8 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, ParamSpec, Self, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -12,7 +13,6 @@ from merc_kernels._shared import checks
 REDUCTIONS = ("none", "sum", "mean", "batchmean")  # the number of a reduction, here and in csrc, is its place
 _TYPES = {float: "float", bool: "bool", int: "int"}
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -80,17 +80,23 @@ def _column(name: str, hint: Any) -> Column:
     return Column(name, _TYPES[hint], ())
 
 
-def remembered(build: Callable[P, T]) -> Callable[P, T]:
-    """``build``, which remembers what it returned for arguments it has seen: small batches feel every microsecond."""
+def remembered(options: type[T]) -> Callable[..., T]:
+    """Makes ``options`` of values in the order of its fields, and remembers them: small batches feel a microsecond."""
+    names = [field.name for field in fields(cast(Any, options))]
+
+    def build(*values: object) -> T:
+        return options(**dict(zip(names, values, strict=True)))
+
     seen: Any = functools.lru_cache(typed=True)(build)  # typed: True is not 1
 
-    def built(*args: P.args, **kwargs: P.kwargs) -> T:
+    def built(*values: object) -> T:
         if torch.compiler.is_compiling():
-            return build(*args, **kwargs)
+            return build(*values)
         try:
-            return seen(*args, **kwargs)
+            known: T = seen(*values)
         except TypeError:  # not hashable
-            return build(*args, **kwargs)
+            return build(*values)
+        return known
 
     return built
 

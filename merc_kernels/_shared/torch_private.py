@@ -17,25 +17,7 @@ def _find(path: str) -> Any:
     return found
 
 
-_peek_interpreter_stack = _find("_C._functorch.peek_interpreter_stack")
-_is_functorch_wrapped_tensor = _find("_C._functorch.is_functorch_wrapped_tensor")
-_auto_dispatch_below_autograd = _find("_C._AutoDispatchBelowAutograd")
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform or forward-mode autograd is at work.
-
-    Without the names: False, and torch itself says that a fused operator has no such derivative.
-    """
-    stack = None if _peek_interpreter_stack is None else _peek_interpreter_stack()
-    return stack is not None or getattr(forward_ad, "_current_level", -1) >= 0
-
-
-def wrapped(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is what a torch.func transform made of another; without the name: whether it has no memory."""
-    if _is_functorch_wrapped_tensor is not None:
-        found: bool = _is_functorch_wrapped_tensor(tensor)
-        return found
+def _no_memory(tensor: Tensor) -> bool:
     try:
         tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):
@@ -43,11 +25,52 @@ def wrapped(tensor: Tensor) -> bool:
     return False
 
 
+def _key_sets() -> dict[str, Any]:
+    """By the type of a device, the dispatch keys of its kernels; empty where torch has them not."""
+    keys, key_set = _find("_C.DispatchKey"), _find("_C.DispatchKeySet")
+    if keys is None or key_set is None or not hasattr(torch._ops.OpOverload, "redispatch"):
+        return {}
+    return {"cpu": key_set(keys.CPU), "cuda": key_set(keys.CUDA)}
+
+
+FALLBACKS: dict[str, Any] = {
+    "transform": lambda: None,  # torch itself then says that a fused operator has no such derivative
+    "is_wrapped": _no_memory,
+    "past_autograd": contextlib.nullcontext,  # inside an autograd.Function the registered autograd is idle
+    "modes": lambda: 1,  # there may be one
+    "key_sets": {},
+}
+transform: Callable[[], Any] = _find("_C._functorch.peek_interpreter_stack") or FALLBACKS["transform"]
+"""The torch.func transform at work, or None."""
+is_wrapped: Callable[[Tensor], bool] = _find("_C._functorch.is_functorch_wrapped_tensor") or FALLBACKS["is_wrapped"]
+"""Whether a tensor is what a torch.func transform made of another."""
+past_autograd: Callable[[], Any] = _find("_C._AutoDispatchBelowAutograd") or FALLBACKS["past_autograd"]
+"""A context in which operators run past the autograd registered for them."""
+modes: Callable[[], int] = _find("_C._len_torch_dispatch_stack") or FALLBACKS["modes"]
+"""How many modes want to see what operators run."""
+key_sets: dict[str, Any] = _key_sets()
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform or forward-mode autograd is at work: fused operators have neither."""
+    return transform() is not None or getattr(forward_ad, "_current_level", -1) >= 0
+
+
 def below_autograd(operator: Any) -> Callable[..., Any]:
-    """``operator`` past the autograd registered for it; without the name: with it, which inside a Function is idle."""
+    """``operator``, whose first argument is a tensor, past the autograd registered for it."""
 
     def call(*inputs: Any) -> Any:
-        with (_auto_dispatch_below_autograd or contextlib.nullcontext)():
+        x = inputs[0]
+        keys = key_sets.get("cpu" if x.is_cpu else x.device.type)
+        if keys is not None and modes() == 0:  # straight to the kernel: small batches feel every microsecond
+            return operator.redispatch(keys, *inputs)
+        with past_autograd():
             return operator(*inputs)
 
     return call
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` without its search for what torch.func left: callers have looked at their tensors."""
+    apply: Callable[..., Any] = getattr(super(torch.autograd.Function, function), "apply", function.apply)
+    return apply

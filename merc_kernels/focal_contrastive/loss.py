@@ -67,15 +67,15 @@ def focal_contrastive_loss(  # noqa: D417 - the options are described where they
     """
     tensor, number = (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
     options = _options(
-        temperature=number,
-        gamma=gamma,
-        focal=focal,
-        detach_focal=detach_focal,
-        prototype_anchors=prototype_anchors,
-        ref_only=ref_only,
-        normalize=normalize,
-        ignore_index=ignore_index,
-        reduction=reduction,
+        number,
+        gamma,
+        focal,
+        detach_focal,
+        prototype_anchors,
+        ref_only,
+        normalize,
+        ignore_index,
+        reduction,
     )
     tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights)
     return _loss(*tensors, tensor, options, backend)

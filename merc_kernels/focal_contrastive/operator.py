@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merc_kernels._shared import backends, checks
-from merc_kernels._shared.direct import direct
+from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 
@@ -73,8 +72,17 @@ def _fake_with_gradients(*arguments: Any) -> tuple[Tensor, ...]:
 if backends.extension() is not None:
     _NAME = "focal_contrastive_with_gradients"
     torch.library.register_fake(f"merc::{_NAME}", _fake_with_gradients)
-    _both = direct(_NAME, getattr(torch.ops.merc, _NAME).default, tensors=7)
-    _of_small_batches = with_gradients(DESCRIPTION, lambda tensors, numbers, wanted: _both(*tensors, *numbers, *wanted))
+    _both = torch_private.below_autograd(getattr(torch.ops.merc, _NAME).default)
+
+    def _with_gradients(
+        tensors: Sequence[Any], numbers: Sequence[Any], needs: Sequence[bool]
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        wanted = [needs[i] for i in DESCRIPTION.differentiable]
+        loss, *made = _both(*tensors, *numbers, *wanted)
+        x, prototypes, refs, temperature = [x if want else None for x, want in zip(made, wanted, strict=True)]
+        return loss, (x, None, prototypes, refs, None, None, temperature)
+
+    _of_small_batches = with_gradients(_with_gradients)
 
 
 def focal_contrastive(
@@ -97,8 +105,8 @@ def focal_contrastive(
     dtype = accumulate(embeddings)
     weights = None if class_weights is None else class_weights.detach().to(dtype)
     temperature = None if temperature is None else temperature.to(dtype)
-    arguments = (embeddings, labels, prototypes, refs, ref_labels, weights, temperature, *options.numbers)
-    plain = checks.eager(*floating)
+    tensors = (embeddings, labels, prototypes, refs, ref_labels, weights, temperature)
+    plain = checks.eager(*tensors)
     if (
         plain
         and backend == "cpu"
@@ -106,8 +114,8 @@ def focal_contrastive(
         and _is_small(embeddings, prototypes, refs)
         and _wants_gradients(*floating)
     ):
-        return _of_small_batches(*arguments)
-    return _operator(backend, plain, *arguments)
+        return _of_small_batches(*tensors, options.numbers)
+    return _operator(backend, plain, tensors, options.numbers)
 
 
 def _is_small(embeddings: Tensor, *others: Tensor | None) -> bool:

@@ -62,14 +62,14 @@ def kd_divergence(  # noqa: D417 - the options are described where they are defi
     """
     tensor, number = (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
     options = _options(
-        temperature=number,
-        direction=direction,
-        beta=beta,
-        ce_weight=ce_weight,
-        teacher_grad=teacher_grad,
-        scale_by_t2=scale_by_t2,
-        ignore_index=ignore_index,
-        reduction=reduction,
+        number,
+        direction,
+        beta,
+        ce_weight,
+        teacher_grad,
+        scale_by_t2,
+        ignore_index,
+        reduction,
     )
     return _divergence(student_logits, teacher_logits, tensor, labels, row_weights, options, backend)
 

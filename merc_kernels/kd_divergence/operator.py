@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merc_kernels._shared import backends, checks
-from merc_kernels._shared.direct import direct
+from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
@@ -58,15 +57,17 @@ _operator = Operator(DESCRIPTION)
 
 
 if backends.extension() is not None:
-    _forward = direct("kd_divergence", torch.ops.merc.kd_divergence.default, tensors=5)
+    _forward = torch_private.below_autograd(torch.ops.merc.kd_divergence.default)
 
 
-def _with_gradient(tensors: Sequence[Any], numbers: Sequence[Any], _: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _with_gradient(
+    tensors: Sequence[Any], numbers: Sequence[Any], _: Sequence[bool]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
     loss, _divisor, gradient = _forward(*tensors, *numbers)
-    return loss, gradient, None
+    return loss, (gradient, None, None, None, None)
 
 
-_of_a_student = with_gradients(DESCRIPTION, _with_gradient)
+_of_a_student = with_gradients(_with_gradient)
 
 
 def kd_divergence(
@@ -79,7 +80,6 @@ def kd_divergence(
     backend: str,
 ) -> Tensor:
     """`merc_kernels.kd_divergence` on a fused backend, of tensors that were checked."""
-    plain = checks.eager(student, teacher)
     if teacher.requires_grad and not options.teacher_grad:
         teacher = teacher.detach()
     if temperature is not None or row_weights is not None:
@@ -89,12 +89,13 @@ def kd_divergence(
         temperature = None if temperature is None else temperature.detach().to(dtype)
         row_weights = None if row_weights is None else row_weights.detach().to(dtype)
     tensors = (student, teacher, temperature, labels, row_weights)
+    plain = checks.eager(*tensors)
     if not torch.is_grad_enabled():
-        return _operator(backend, plain, *tensors, *options.numbers, _NOTHING)
+        return _operator(backend, plain, tensors, (*options.numbers, _NOTHING))
     if plain and backend == "cpu" and not teacher.requires_grad:
         if not student.requires_grad:
-            return _operator(backend, plain, *tensors, *options.numbers, _NOTHING)
+            return _operator(backend, plain, tensors, (*options.numbers, _NOTHING))
         # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
         if options.reduction != "none" and student.dtype != torch.float16:
-            return _of_a_student(*tensors, *options.numbers, _GRADIENT)
-    return _operator(backend, plain, *tensors, *options.numbers, _NUMBERS)
+            return _of_a_student(*tensors, (*options.numbers, _GRADIENT))
+    return _operator(backend, plain, tensors, (*options.numbers, _NUMBERS))
