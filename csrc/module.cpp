@@ -10,8 +10,8 @@
 #include <string>
 #include <tuple>
 
-#include "focal_contrastive/cpu/operator.h"
 #include "cpu/isa.h"
+#include "focal_contrastive/cpu/operator.h"
 #include "kd_divergence/cpu/operator.h"
 
 #ifndef MERC_TORCH_TARGET
@@ -20,14 +20,30 @@
 
 namespace {
 
-using torch::stable::Tensor;
+using merc::Tensor;
 
-// Tensors come and go as the handles of torch._C._aoti, each owned by who receives it; a null one is None.
-Tensor tensor_of(void* handle) { return Tensor(static_cast<AtenTensorHandle>(handle)); }
+// The arguments of a Python call, read one by one like a Stack. Tensors come and go as the handles of torch._C._aoti, each
+// owned by whoever receives it; None stands for no tensor.
+class PythonArguments {
+ public:
+  explicit PythonArguments(const pybind11::args& arguments) : arguments_(arguments) {}
 
-std::optional<Tensor> optional_of(void* handle) {
-  return handle ? std::optional<Tensor>(tensor_of(handle)) : std::nullopt;
-}
+  Tensor tensor() { return owned(next()); }
+  std::optional<Tensor> optional_tensor() {
+    const pybind11::handle handle = next();
+    return handle.is_none() ? std::nullopt : std::optional(owned(handle));
+  }
+  double number() { return next().cast<double>(); }
+  int64_t integer() { return next().cast<int64_t>(); }
+  bool flag() { return next().cast<bool>(); }
+
+ private:
+  static Tensor owned(pybind11::handle handle) { return Tensor(static_cast<AtenTensorHandle>(handle.cast<void*>())); }
+  pybind11::handle next() { return pybind11::handle(PyTuple_GetItem(arguments_.ptr(), at_++)); }
+
+  const pybind11::args& arguments_;
+  Py_ssize_t at_ = 0;
+};
 
 void* handle_of(const Tensor& tensor) {
   AtenTensorHandle handle;
@@ -35,31 +51,13 @@ void* handle_of(const Tensor& tensor) {
   return handle;
 }
 
-// The operators on CPU tensors without the dispatcher, whose boxing of so many arguments takes longer than small losses.
-std::tuple<void*, void*, void*> kd_divergence(
-    void* student, void* teacher, void* row_temperature, void* labels, void* row_weights, double temperature,
-    int64_t direction, double beta, double ce_weight, bool scale_by_t2, int64_t ignore_index, int64_t reduction,
-    int64_t save) {
-  const auto [loss, divisor, saved] = merc::cpu::kd_divergence(
-      tensor_of(student), tensor_of(teacher), optional_of(row_temperature), optional_of(labels),
-      optional_of(row_weights), temperature, direction, beta, ce_weight, scale_by_t2, ignore_index, reduction, save);
-  return {handle_of(loss), handle_of(divisor), handle_of(saved)};
-}
-
-std::tuple<void*, void*, void*, void*, void*> focal_contrastive_with_gradients(
-    void* embeddings, void* labels, void* prototypes, void* refs, void* ref_labels, void* class_weights,
-    void* temperature_tensor, double temperature, double gamma, int64_t focal, bool detach_focal,
-    bool prototype_anchors, bool ref_only, bool normalize, int64_t ignore_index, int64_t reduction,
-    bool embeddings_grad, bool prototypes_grad, bool refs_grad, bool temperature_grad) {
-  const auto [loss, of_embeddings, of_prototypes, of_refs, of_temperature] =
-      merc::cpu::focal_contrastive_with_gradients(
-          tensor_of(embeddings), tensor_of(labels), optional_of(prototypes), optional_of(refs),
-          optional_of(ref_labels), optional_of(class_weights), optional_of(temperature_tensor), temperature, gamma,
-          focal, detach_focal, prototype_anchors, ref_only, normalize, ignore_index, reduction, embeddings_grad,
-          prototypes_grad, refs_grad, temperature_grad);
-  return {
-      handle_of(loss), handle_of(of_embeddings), handle_of(of_prototypes), handle_of(of_refs),
-      handle_of(of_temperature)};
+// An operator on CPU tensors without the dispatcher, whose boxing of so many arguments takes longer than small losses.
+template <class Arguments, auto run>
+auto direct(const pybind11::args& arguments) {
+  PythonArguments python(arguments);
+  const Arguments read(python);
+  const pybind11::gil_scoped_release released;
+  return std::apply([](const auto&... results) { return std::make_tuple(handle_of(results)...); }, run(read));
 }
 
 }  // namespace
@@ -93,9 +91,10 @@ PYBIND11_MODULE(_C, m) {
       },
       "Choose it, for tests; False where this machine cannot run it.");
   m.def(
-      "kd_divergence", kd_divergence, pybind11::call_guard<pybind11::gil_scoped_release>(),
+      "kd_divergence", direct<merc::kd_divergence::ForwardArguments, merc::kd_divergence::cpu::forward>,
       "The operator merc::kd_divergence on CPU tensors, given and returned as handles of torch._C._aoti.");
   m.def(
-      "focal_contrastive_with_gradients", focal_contrastive_with_gradients,
-      pybind11::call_guard<pybind11::gil_scoped_release>(), "merc::focal_contrastive_with_gradients, likewise.");
+      "focal_contrastive_with_gradients",
+      direct<merc::focal_contrastive::BothArguments, merc::focal_contrastive::cpu::forward_and_backward>,
+      "merc::focal_contrastive_with_gradients, likewise.");
 }

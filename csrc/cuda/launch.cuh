@@ -12,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "../checks.h"
+#include "../tensors.h"
 #include "reduce.cuh"
 
 namespace merc::cuda {
@@ -27,11 +27,6 @@ class Place {
   }
 
   cudaStream_t stream() const { return stream_; }
-
-  void check_here(const char* name, const Tensor& tensor) const {
-    STD_TORCH_CHECK(
-        tensor.is_cuda() && tensor.get_device_index() == device_, name, ": expected a tensor on cuda:", device_);
-  }
 
   // Uninitialised and contiguous. Past the dispatcher, which takes a microsecond a tensor.
   Tensor empty(const std::vector<int64_t>& size, ScalarType type) const {

@@ -16,7 +16,7 @@ from merc_kernels._ops.direct import below_autograd, direct
 from merc_kernels._ops.once import differentiable_once, refuse
 
 _DIRECTIONS = {"forward": 0, "reverse": 1, "js": 2}
-_REDUCTIONS = {"none": 0, "sum": 1, "batchmean": 2}
+_REDUCTIONS = {"none": 0, "sum": 1, "batchmean": 3}
 _NOTHING, _NUMBERS, _GRADIENT = range(3)
 _OPTIONS = (
     "Tensor? row_temperature, Tensor? labels, Tensor? row_weights, float temperature, int direction, float beta, "

@@ -12,7 +12,7 @@ from merc_kernels._triton.kd_divergence_kernels import NUMBERS, backward_kernel,
 from merc_kernels._triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels._triton.scalars import bits
 
-_NONE, _BATCHMEAN = 0, 2
+_NONE, _BATCHMEAN = 0, 3
 
 
 class Blocks(NamedTuple):

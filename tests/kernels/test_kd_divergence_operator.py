@@ -314,11 +314,11 @@ def test_second_derivatives_are_refused(teacher_grad, scale):
         operator_call(student, teacher, save=0)[0].backward()
 
 
-def operator_call(student: Tensor, teacher: Tensor, save: int = 1, reduction: int = 2, **changes):
+def operator_call(student: Tensor, teacher: Tensor, save: int = 1, reduction: int = 3, **changes):
     return torch.ops.merc.kd_divergence(*operator_arguments(student, teacher, save, reduction, **changes))
 
 
-def operator_arguments(student, teacher, save=1, reduction=2, direction=0, labels=None, weights=None, rows=None):
+def operator_arguments(student, teacher, save=1, reduction=3, direction=0, labels=None, weights=None, rows=None):
     ce_weight = 0.0 if labels is None else 0.5
     return student, teacher, rows, labels, weights, 2.0, direction, 0.4, ce_weight, True, -100, reduction, save
 
@@ -410,6 +410,7 @@ def test_vmap_gives_each_its_own():
         ({"labels": torch.zeros(4, dtype=torch.int64)}, r"labels: expected shape \(5\)"),
         ({"weights": torch.zeros(5, dtype=torch.float64)}, "row_weights: expected Float, got Double"),
         ({"direction": 3}, "direction: expected 0, 1 or 2, got 3"),
+        ({"reduction": 2}, "reduction: expected 0, 1 or 3, got 2"),
         ({"reduction": 0, "save": 2}, "save: expected 0, 1, or 2 with a reduction to a scalar"),
     ],
 )

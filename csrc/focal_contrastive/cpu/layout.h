@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace merc::cpu {
+namespace merc::focal_contrastive::cpu {
 
 // The widest vector: rows of a tile are padded to it, and blocks begin at its multiples.
 constexpr int64_t kLanes = 16;
@@ -197,4 +197,4 @@ class Layout {
   int64_t largest_ = 0, padded_ = 0;
 };
 
-}  // namespace merc::cpu
+}  // namespace merc::focal_contrastive::cpu

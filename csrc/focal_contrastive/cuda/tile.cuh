@@ -15,11 +15,13 @@
 
 #include <cstdint>
 
-#include "../../cuda/logits.cuh"
+#include "../../cuda/elements.cuh"
 #include "../../cuda/reduce.cuh"
 #include "tensor_core.cuh"
 
-namespace merc::cuda {
+namespace merc::focal_contrastive::cuda {
+
+using namespace merc::cuda;
 
 constexpr int kTile = 64;
 constexpr int kTileThreads = 256;
@@ -95,4 +97,4 @@ struct Lane {
   int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 };
 
-}  // namespace merc::cuda
+}  // namespace merc::focal_contrastive::cuda

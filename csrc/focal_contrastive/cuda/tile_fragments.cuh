@@ -6,7 +6,7 @@
 
 #include "tile.cuh"
 
-namespace merc::cuda {
+namespace merc::focal_contrastive::cuda {
 
 // 32 x 16 scores a warp.
 constexpr int kScoreRows = 32, kScoreColumns = 16;
@@ -256,4 +256,4 @@ struct Out {
   }
 };
 
-}  // namespace merc::cuda
+}  // namespace merc::focal_contrastive::cuda
