@@ -22,8 +22,8 @@ namespace {
 
 using merc::Tensor;
 
-// The arguments of a Python call, read one by one like a Stack. Tensors come and go as the handles of torch._C._aoti, each
-// owned by whoever receives it; None stands for no tensor.
+// The arguments of a Python call, read one by one like a Stack. Tensors come and go as the handles of torch._C._aoti,
+// each owned by whoever receives it; None stands for no tensor.
 class PythonArguments {
  public:
   explicit PythonArguments(const pybind11::args& arguments) : arguments_(arguments) {}

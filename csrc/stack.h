@@ -1,4 +1,4 @@
-// An operator's arguments as the dispatcher hands them over, read one by one in the order of its schema, and its results.
+// An operator's arguments as the dispatcher hands them over, read one by one in the order of its schema; its results.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

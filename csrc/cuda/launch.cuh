@@ -79,7 +79,7 @@ __device__ __forceinline__ T& dynamic_shared() {
 }
 
 // The ticket (reduce.cuh) of one launch. Launches that share a ticket must not run at the same time: those of one
-// stream do not, and one that is captured into a graph gets a ticket of its own, for the graph may be replayed anywhere.
+// stream do not, and one that is captured into a graph gets a ticket of its own: the graph may be replayed anywhere.
 inline unsigned take_ticket(const Place& place) {
   static std::mutex mutex;
   static std::unordered_map<cudaStream_t, unsigned> of_stream;

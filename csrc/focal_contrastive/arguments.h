@@ -23,7 +23,8 @@ struct Source {
   int64_t first = 0, rows = 0;   // within a group
   const char* data = nullptr;
   ScalarType type = ScalarType::Float;
-  int64_t group_stride = 0, row_stride = 0;  // bytes
+  int64_t bytes = 0;                         // of an element
+  int64_t group_stride = 0, row_stride = 0;  // elements
 
   bool shared() const { return tensor && tensor->dim() == 2; }
 };
@@ -96,9 +97,9 @@ struct Arguments {
     source.rows = tail[0];
     source.data = static_cast<const char*>(source.tensor->const_data_ptr());
     source.type = source.tensor->scalar_type();
-    const auto bytes = static_cast<int64_t>(source.tensor->element_size());
-    source.group_stride = source.shared() ? 0 : source.tensor->stride(0) * bytes;
-    source.row_stride = source.tensor->stride(-2) * bytes;
+    source.bytes = static_cast<int64_t>(source.tensor->element_size());
+    source.group_stride = source.shared() ? 0 : source.tensor->stride(0);
+    source.row_stride = source.tensor->stride(-2);
   }
 };
 

@@ -37,7 +37,8 @@ MERC_HOST_DEVICE Factor<A> raise(A base, A gamma) {
   if constexpr (power == Power::zero) {
     return {A(1), A(0)};
   } else {
-    const bool low = base < kFloor<A>, high = base > A(1);
+    const bool low = base < kFloor<A>;
+    const bool high = base > A(1);
     const A clamped = low ? kFloor<A> : high ? A(1) : base;  // a NaN stays one
     A h, slope;
     if constexpr (power == Power::one) {

@@ -1,4 +1,7 @@
 // The backward pass: the matrix M tile by tile, its products with the unit rows, and their way back to the arguments.
+//
+//   dZ = M Z / tau,  M = W + W' (matrix.h),  dX = (dZ - (z.dZ) z) / |x|,  d tau = -sum W_ij s_ij / tau
+// a_i here holds the gradient that reaches the row over the divisor, u_i = a_i G_i, over E_i where that is bounded.
 #pragma once
 
 #include <algorithm>

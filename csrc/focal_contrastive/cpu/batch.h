@@ -23,10 +23,13 @@ namespace {
 using merc::cpu::empty;
 
 inline Sizes sizes_of(const Arguments& arguments) {
-  const Source(&sources)[kSources] = arguments.sources;
   return {
-      arguments.groups, sources[0].rows, sources[1].rows, sources[2].rows, arguments.options.prototype_anchors,
-      arguments.options.ref_only};
+      .groups = arguments.groups,
+      .embeddings = arguments.sources[0].rows,
+      .prototypes = arguments.sources[1].rows,
+      .refs = arguments.sources[2].rows,
+      .prototype_anchors = arguments.options.prototype_anchors,
+      .ref_only = arguments.options.ref_only};
 }
 
 // With the temperature's own value where it is a tensor.
@@ -111,10 +114,11 @@ class Batch {
   // Unit rows of a block as factors of a product: by rows and features, features and rows, rows and features.
   Left<A> left(const Block& block) const { return {rows_of(block), arguments_.width, 1}; }
   Right<A> transposed(const Block& block) const {
-    return kernel_.transpose
-               ? Right<A>{panels() + block.padded_begin * arguments_.width, kernel_.vector * arguments_.width,
-                          kernel_.vector}
-               : Right<A>{rows_of(block), arguments_.width, 1};
+    if (!kernel_.transpose) {
+      return {rows_of(block), arguments_.width, 1};
+    }
+    const A* panel = panels() + block.padded_begin * arguments_.width;
+    return {panel, kernel_.vector * arguments_.width, kernel_.vector};
   }
   Right<A> right(const Block& block) const { return {rows_of(block), kernel_.vector, arguments_.width}; }
 
@@ -224,8 +228,9 @@ class Batch {
       ++i;
     }
     const Source& source = arguments_.sources[i];
-    const char* data = source.data + group * source.group_stride + (from - source.first) * source.row_stride;
-    return kernel_.unit_row(data, source.type, arguments_.width, options_.normalize, to);
+    const int64_t at = group * source.group_stride + (from - source.first) * source.row_stride;
+    return kernel_.unit_row(
+        source.data + at * source.bytes, source.type, arguments_.width, options_.normalize, to);
   }
 
   const Arguments& arguments_;

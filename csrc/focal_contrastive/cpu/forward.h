@@ -1,4 +1,7 @@
 // The forward pass: sums over the tiles, and from them the loss and what the backward pass needs of each row.
+//
+//   loss_i = a_i (L' H_i - V_i), or -a_i V_i where V and H are sums with L;  a_i = w / |P(i)|,  L' = m + log E
+// with E, H and V of sums.h.
 #pragma once
 
 #include <algorithm>

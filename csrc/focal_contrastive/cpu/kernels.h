@@ -18,8 +18,8 @@
 #include "factors.h"
 #include "tile.h"
 
-// The loops over columns are functions of their own: with what they read and write apart, and a count that is seen to be
-// whole vectors, they become vector code without a remainder.
+// The loops over columns are functions of their own: with what they read and write apart, and a count that is seen to
+// be whole vectors, they become vector code without a remainder.
 #define MERC_LOOP __attribute__((noinline))
 #define MERC_COLUMNS(j, n) for (int32_t j = 0; j < ((n) & -static_cast<int32_t>(kLanes)); ++j)
 

@@ -66,17 +66,17 @@ class Layout {
 
   // Sorts a group's rows with a label other than `dropped`.
   static void sort_group(const Sizes& sizes, const int64_t* labels, int64_t dropped, int64_t* order) {
-    struct Row {
+    struct Labelled {
       int64_t label, source;
     };
-    std::vector<Row> rows;
+    std::vector<Labelled> rows;
     rows.reserve(sizes.rows());
     for (int64_t source = 0; source < sizes.rows(); ++source) {
       if (labels[source] != dropped) {
         rows.push_back({labels[source], source});
       }
     }
-    std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) {
+    std::sort(rows.begin(), rows.end(), [](const Labelled& a, const Labelled& b) {
       return a.label != b.label ? a.label < b.label : a.source < b.source;
     });
     // Labels stand in the order in which they first come, so that their names show nowhere.

@@ -1,6 +1,7 @@
 // Focal contrastive loss on the CPU: the operators.
 //
-//   loss_i = a_i sum over positives of -h (s_ij - L_i),  s_ij = z_i.z_j / tau,  L_i = logsumexp_j s_ij,  a_i = w / |P(i)|
+//   loss_i = a_i sum over positives of -h (s_ij - L_i),  s_ij = z_i.z_j / tau,  L_i = logsumexp_j s_ij
+//   a_i = w / |P(i)|
 //   dZ = M Z / tau,  M = W + W',  W_ij = a_i ([j positive] dg/ds + p_ij G_i),  G_i = sum over positives of dg/dL
 //   d tau = -sum W_ij s_ij / tau (without h' of the similarity form),  dX = (dZ - (z.dZ) z) / |x|
 //
@@ -62,8 +63,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_and_backward(const Bo
 }  // namespace merc::focal_contrastive::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(merc, CPU, m) {
-  using namespace merc::focal_contrastive;
-  m.impl("focal_contrastive", merc::boxed<ForwardArguments, cpu::forward_operator>);
-  m.impl("focal_contrastive_backward", merc::boxed<BackwardArguments, cpu::backward_operator>);
-  m.impl("focal_contrastive_with_gradients", merc::boxed<BothArguments, cpu::forward_and_backward>);
+  namespace op = merc::focal_contrastive;
+  m.impl("focal_contrastive", merc::boxed<op::ForwardArguments, op::cpu::forward_operator>);
+  m.impl("focal_contrastive_backward", merc::boxed<op::BackwardArguments, op::cpu::backward_operator>);
+  m.impl("focal_contrastive_with_gradients", merc::boxed<op::BothArguments, op::cpu::forward_and_backward>);
 }

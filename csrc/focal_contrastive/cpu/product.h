@@ -2,8 +2,8 @@
 //   kVector  numbers of a vector;  kRows, kVectors  of the product that registers hold at a time.
 //
 // A few rows by a few vectors of columns stay in registers over the depth. Both factors lie in the cache, and the right
-// one in vectors, so that nothing is packed: where tiles are small, a BLAS spends a fifth of its time on that and on the
-// way to it.
+// one in vectors, so that nothing is packed: where tiles are small, a BLAS spends a fifth of its time on that and on
+// the way to it.
 
 typedef float Vector __attribute__((vector_size(4 * kVector)));
 

@@ -5,8 +5,8 @@
 // and else 0, as it would cost a rounding:
 //   E_i = sum_j e^(s'_ij - m_i), L'_i = m_i + log E_i;  over positives H_i = sum h, V_i = sum h s'
 //   or, in a pass of its own once L' is known, H_i = sum dg/dL, V_i = sum h l, l = s' - L'_i
-// In a bounded tile m = 0. Else m is the maximum: l = s - L = (s' - m) - log E then loses nothing where a positive holds
-// nearly all of E.
+// In a bounded tile m = 0. Else m is the maximum: l = s - L = (s' - m) - log E then loses nothing where a positive
+// holds nearly all of E.
 //
 // Rows are whole vectors: they are padded with cosines of -inf, which add nothing, and so is the place of a row itself.
 

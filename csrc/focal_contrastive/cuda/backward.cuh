@@ -16,7 +16,7 @@
 namespace merc::focal_contrastive::cuda {
 
 template <class A>
-struct GradientTargets {
+struct BackwardTargets {
   const A* grad;
   bool grad_is_scalar;  // or (G, embeddings)
   const A* divisor;
@@ -33,7 +33,7 @@ struct Side {
   int64_t label;
   bool candidate;
 
-  __device__ Side(const Batch<A>& p, const GradientTargets<A>& to, int64_t group, int row, bool real) {
+  __device__ Side(const Batch<A>& p, const BackwardTargets<A>& to, int64_t group, int row, bool real) {
     stats = {std::numeric_limits<A>::infinity(), 0, 0, 0};
     label = p.options.ignore_index;
     if (real) {
@@ -106,7 +106,7 @@ __device__ __forceinline__ A replace_scores(
 template <class E>
 __global__ void __launch_bounds__(kTileThreads, 1) backward_tiles(
     const __grid_constant__ Batch<typename Engine<E>::A> p,
-    const __grid_constant__ GradientTargets<typename Engine<E>::A> to) {
+    const __grid_constant__ BackwardTargets<typename Engine<E>::A> to) {
   using A = typename Engine<E>::A;
   __shared__ Sides<A> columns;
   TileMemory<E>& memory = dynamic_shared<TileMemory<E>>();

@@ -43,7 +43,7 @@ struct RowSums {
 };
 
 template <class A>
-struct StatsTargets {
+struct ForwardTargets {
   Pass pass;
   Reduction reduction;
   A* loss;                 // the scalar, or (G, embeddings)
@@ -59,7 +59,7 @@ struct StatsTargets {
 // A thread's 16 scores of a tile.
 template <class A>
 __device__ __forceinline__ void absorb(
-    const Batch<A>& p, const StatsTargets<A>& to, const A* scores, const int64_t* labels, int64_t label,
+    const Batch<A>& p, const ForwardTargets<A>& to, const A* scores, const int64_t* labels, int64_t label,
     int own_column, A tau, const RowStats<A>& stats, bool bounded, RowSums<A>& sums) {
   const A per_tau = A(kLog2e) / tau;
   if (!bounded && to.pass != Pass::second) {
@@ -101,7 +101,7 @@ __device__ __forceinline__ void absorb(
 // The row's loss; leaves its stats.
 template <class A>
 __device__ __forceinline__ A finish_row(
-    const Batch<A>& p, const StatsTargets<A>& to, const RowSums<A>& sums, int64_t label, RowStats<A>& stats) {
+    const Batch<A>& p, const ForwardTargets<A>& to, const RowSums<A>& sums, int64_t label, RowStats<A>& stats) {
   if (to.pass == Pass::second) {
     stats.g = sums.weight;
     return stats.a * sums.weighted;
@@ -118,7 +118,7 @@ __device__ __forceinline__ A finish_row(
 template <class E>
 __global__ void __launch_bounds__(kTileThreads, 2) forward_tiles(
     const __grid_constant__ Batch<typename Engine<E>::A> p,
-    const __grid_constant__ StatsTargets<typename Engine<E>::A> to) {
+    const __grid_constant__ ForwardTargets<typename Engine<E>::A> to) {
   using A = typename Engine<E>::A;
   __shared__ int64_t labels[kTile];
   TileMemory<E>& memory = dynamic_shared<TileMemory<E>>();
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) forward_tiles(
         sums);
   }
 
-  sums.move(merge_lanes(sums.max, kLanesARow, [](A a, A b) { return larger(a, b); }));
+  sums.move(merge_lanes(sums.max, kLanesARow, Larger()));
   sums = merge_lanes(sums, kLanesARow, [](RowSums<A> a, const RowSums<A>& b) {
     a.add(b);
     return a;

@@ -111,7 +111,7 @@ Outputs forward(const ForwardArguments& call) {
     launch(pack<A>, dim3(grid_of(divide_up(packed, kPackThreads))), dim3(kPackThreads), place, batch, to);
   }
 
-  StatsTargets<A> to{};
+  ForwardTargets<A> to{};
   to.reduction = call.reduction;
   to.loss = static_cast<A*>(loss.mutable_data_ptr());
   to.divisor = static_cast<A*>(divisor.mutable_data_ptr());
@@ -180,7 +180,7 @@ Gradients backward(const BackwardArguments& call) {
   }
   const int64_t rows = std::max<int64_t>(end - first, 0);
 
-  GradientTargets<A> to{};
+  BackwardTargets<A> to{};
   to.grad = static_cast<const A*>(call.grad.const_data_ptr());
   to.grad_is_scalar = call.grad.dim() == 0;
   to.divisor = static_cast<const A*>(call.divisor.const_data_ptr());
@@ -236,7 +236,7 @@ Gradients backward_operator(const BackwardArguments& call) {
 }  // namespace merc::focal_contrastive::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(merc, CUDA, m) {
-  using namespace merc::focal_contrastive;
-  m.impl("focal_contrastive", merc::boxed<ForwardArguments, cuda::forward_operator>);
-  m.impl("focal_contrastive_backward", merc::boxed<BackwardArguments, cuda::backward_operator>);
+  namespace op = merc::focal_contrastive;
+  m.impl("focal_contrastive", merc::boxed<op::ForwardArguments, op::cuda::forward_operator>);
+  m.impl("focal_contrastive_backward", merc::boxed<op::BackwardArguments, op::cuda::backward_operator>);
 }

@@ -15,7 +15,7 @@ constexpr int kPackThreads = 128;
 struct SourceRows {
   const char* data;
   Type type;
-  int64_t group_stride, row_stride;  // bytes; groups that share the rows lie 0 apart
+  int64_t group_stride, row_stride;  // groups that share the rows lie 0 apart
   int first, count;                  // among the packed rows
   const int64_t* labels = nullptr;   // or null: row c has label c
   int64_t labels_group_stride = 0;
@@ -30,7 +30,7 @@ struct SourceRows {
         count(static_cast<int>(source.rows)) {}
 
   __device__ Row row(int64_t group, int index) const {
-    return {data + group * group_stride + index * row_stride, type};
+    return {data + (group * group_stride + index * row_stride) * bytes_of(type), type};
   }
 };
 
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kPackThreads)
         const A value = element<A>(x.at(i), x.type) / size;
         square += value * value;
       }
-      square = merge_lanes(square, kWarp, [](A a, A b) { return a + b; });
+      square = merge_lanes(square, kWarp, Add());
     }
   }
   const A root = sqrt(square);
@@ -155,7 +155,7 @@ __device__ __forceinline__ void unpack_row(
   const int at = static_cast<int>(row - own_group * source.count), packed = source.first + at;
   const int step = blockDim.x * kHeld;
   const A per_tau = A(1) / p.tau();
-  const auto add = [](A a, A b) { return a + b; };
+  const auto add = Add();
   for (int piece = 0; piece < p.width; piece += step) {
     A sum[kHeld] = {};
     for (int64_t i = 0; i < target.groups; ++i) {

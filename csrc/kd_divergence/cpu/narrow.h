@@ -1,5 +1,10 @@
 // The forward pass of rows of few classes, for one instruction set; included inside its namespace after logits.h, hence
 // no include guard. kLanes rows at once, a lane a row, [class][lane] in memory; every loop over lanes is vector code.
+//
+//   x, y      logits of student and teacher over T, less their maxima;  z_x, z_y sums of e^x, e^y;  e_x = q, e_y = p
+//   log q - log p = x - y - shift,  shift = log z_x - log z_y
+//   value     kl_y = sum p (log p - log q);  kl_x = sum q (log q - log p);  js: kl_x = sum q log(q / m), kl_y likewise
+//   gradient  c (q - p);  c q (log q - log p - kl_x);  js: c (1 - beta) q (log q - log m - kl_x);  plus that of ce
 
 constexpr int64_t kLanes = 32;
 constexpr int64_t kNarrow = 64;

@@ -1,5 +1,5 @@
-// Temperature-scaled divergence of a student from its teacher on the CPU: allocation, and the sum over the rows, each of
-// which stands by itself (wide.h), or where classes are few among many at once (narrow.h).
+// Temperature-scaled divergence of a student from its teacher on the CPU: allocation, and the sum over the rows, which
+// are computed each by itself (wide.h), or where classes are few many at once (narrow.h).
 //
 //   loss_r = weight_r (T^2 D(p, q) + ce_weight CE),  p = softmax(teacher / T),  q = softmax(student / T)
 //
@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor> backward(const BackwardArguments& call) {
 }  // namespace merc::kd_divergence::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(merc, CPU, m) {
-  using namespace merc::kd_divergence;
-  m.impl("kd_divergence", merc::boxed<ForwardArguments, cpu::forward>);
-  m.impl("kd_divergence_backward", merc::boxed<BackwardArguments, cpu::backward>);
+  namespace op = merc::kd_divergence;
+  m.impl("kd_divergence", merc::boxed<op::ForwardArguments, op::cpu::forward>);
+  m.impl("kd_divergence_backward", merc::boxed<op::BackwardArguments, op::cpu::backward>);
 }

@@ -1,5 +1,6 @@
 // Rows of up to 64 classes. A block takes a tile of neighbouring rows through shared memory; a row belongs to a power
 // of two of lanes, each of which holds up to 8 (double: 2) of its classes in registers: lane, lane + lanes, ...
+// Value and gradient are those of row_math.cuh.
 #pragma once
 
 #include <cstdint>
@@ -120,16 +121,6 @@ struct LaneClasses {
   }
 };
 
-template <class A>
-struct Add {
-  __device__ A operator()(A a, A b) const { return a + b; }
-};
-
-template <class A>
-struct Larger {
-  __device__ A operator()(A a, A b) const { return larger(a, b); }
-};
-
 // The row's stats, by its lanes together.
 template <class A>
 __device__ __forceinline__ RowStats<A> measure(
@@ -141,8 +132,8 @@ __device__ __forceinline__ RowStats<A> measure(
     of.max_student = larger(of.max_student, student[i]);
     of.max_teacher = larger(of.max_teacher, teacher[i]);
   }
-  of.max_student = merge_lanes(of.max_student, lanes, Larger<A>());
-  of.max_teacher = merge_lanes(of.max_teacher, lanes, Larger<A>());
+  of.max_student = merge_lanes(of.max_student, lanes, Larger());
+  of.max_teacher = merge_lanes(of.max_teacher, lanes, Larger());
   A z_student = 0, z_teacher = 0, bracket = 0;
 #pragma unroll
   for (int i = 0; i < kHeld<A>; ++i) {
@@ -156,8 +147,8 @@ __device__ __forceinline__ RowStats<A> measure(
       bracket += e_x == A(0) ? A(0) : e_x * (x - y);
     }
   }
-  z_student = merge_lanes(z_student, lanes, Add<A>());
-  z_teacher = merge_lanes(z_teacher, lanes, Add<A>());
+  z_student = merge_lanes(z_student, lanes, Add());
+  z_teacher = merge_lanes(z_teacher, lanes, Add());
   of.log_z_student = logarithm2(z_student);
   of.log_z_teacher = logarithm2(z_teacher);
   if (p.options.ce_weight != A(0)) {
@@ -165,7 +156,7 @@ __device__ __forceinline__ RowStats<A> measure(
     for (int i = 0; i < kHeld<A>; ++i) {
       of.log_z_raw += power2((student[i] - of.max_student) * A(kLog2e));
     }
-    of.log_z_raw = logarithm2(merge_lanes(of.log_z_raw, lanes, Add<A>()));
+    of.log_z_raw = logarithm2(merge_lanes(of.log_z_raw, lanes, Add()));
   }
   if (p.options.direction == Direction::js) {
     const Slope<A> slope = row.slope(p, p.options.direction, of, A(1));
@@ -174,12 +165,12 @@ __device__ __forceinline__ RowStats<A> measure(
     for (int i = 0; i < kHeld<A>; ++i) {
       slope.add_divergences(student[i], teacher[i], sums);
     }
-    sums = merge_lanes(sums, lanes, AddPairs<A>());
+    sums = merge_lanes(sums, lanes, Add());
     of.mean_student = sums.student / sums.q;
     of.mean_teacher = sums.teacher / sums.p;
   } else {
     of.mean_student = of.mean_teacher =
-        merge_lanes(bracket, lanes, Add<A>()) / (p.options.direction == Direction::forward ? z_teacher : z_student);
+        merge_lanes(bracket, lanes, Add()) / (p.options.direction == Direction::forward ? z_teacher : z_student);
   }
   return of;
 }

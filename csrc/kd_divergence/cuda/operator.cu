@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> backward_operator(const BackwardArguments& call) {
 }  // namespace merc::kd_divergence::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(merc, CUDA, m) {
-  using namespace merc::kd_divergence;
-  m.impl("kd_divergence", merc::boxed<ForwardArguments, cuda::forward_operator>);
-  m.impl("kd_divergence_backward", merc::boxed<BackwardArguments, cuda::backward_operator>);
+  namespace op = merc::kd_divergence;
+  m.impl("kd_divergence", merc::boxed<op::ForwardArguments, op::cuda::forward_operator>);
+  m.impl("kd_divergence_backward", merc::boxed<op::BackwardArguments, op::cuda::backward_operator>);
 }

@@ -7,6 +7,9 @@
 //   bracket  sum e^(x' / T) (x' - y'), shifted by z_x times the shift of x' - y' when a maximum moves
 //   mean     bracket / z_x, the mean of x' - y' under x: KL = mean / T + ln z_y - ln z_x, and x's gradient of it is
 //            x (x' - y' - mean) / T^2, in which nothing large is left to cancel
+//   value    KL(p|q), KL(q|p), or js: (1 - beta) KL(q|m) + beta KL(p|m) with m = beta p + (1 - beta) q
+//   gradient to the second argument of KL(a|b): b - a; to the first: a (log a - log b - KL); js, to the student's:
+//            (1 - beta) q (log q - log m - KL(q|m)); all over T
 // A class of probability 0 adds nothing, whatever the other argument says of it.
 #pragma once
 
@@ -111,19 +114,18 @@ struct Maxima {
   A x, y;
 };
 
-template <class A>
-struct LargerMaxima {
-  MERC_BOTH Maxima<A> operator()(const Maxima<A>& a, const Maxima<A>& b) const {
-    return {larger(a.x, b.x), larger(a.y, b.y)};
-  }
-};
+using merc::cuda::larger;  // of numbers
 
 template <class A>
-struct AddSums {
-  MERC_BOTH PairSums<A> operator()(const PairSums<A>& a, const PairSums<A>& b) const {
-    return {a.max_x, a.max_y, a.z_x + b.z_x, a.z_y + b.z_y, a.bracket + b.bracket, a.z_raw + b.z_raw};
-  }
-};
+MERC_BOTH Maxima<A> larger(const Maxima<A>& a, const Maxima<A>& b) {
+  return {larger(a.x, b.x), larger(a.y, b.y)};
+}
+
+// Of sums with the same maxima.
+template <class A>
+MERC_BOTH PairSums<A> operator+(const PairSums<A>& a, const PairSums<A>& b) {
+  return {a.max_x, a.max_y, a.z_x + b.z_x, a.z_y + b.z_y, a.bracket + b.bracket, a.z_raw + b.z_raw};
+}
 
 // What the backward pass needs of a row beside its logits: maxima of the raw logits, log2 z, and what the gradient of
 // a first argument subtracts: the mean above, twice; under js KL(q|m) and KL(p|m).
@@ -163,11 +165,9 @@ struct Pair {
 };
 
 template <class A>
-struct AddPairs {
-  MERC_BOTH Pair<A> operator()(const Pair<A>& a, const Pair<A>& b) const {
-    return {a.student + b.student, a.teacher + b.teacher, a.q + b.q, a.p + b.p};
-  }
-};
+MERC_BOTH Pair<A> operator+(const Pair<A>& a, const Pair<A>& b) {
+  return {a.student + b.student, a.teacher + b.teacher, a.q + b.q, a.p + b.p};
+}
 
 // A row's stats, and what multiplies its gradients: c that of the divergence, ce that of the cross entropy.
 template <class A>

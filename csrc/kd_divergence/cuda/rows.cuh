@@ -132,7 +132,7 @@ __device__ __forceinline__ void finish(const ForwardTargets<A>& to, Total mine) 
     }
     return;
   }
-  grid_total(mine, to.partials, to.ticket, [&](const Total& total) {
+  blocks_total(mine, to.partials, to.ticket, blockIdx.x, gridDim.x, [&](const Total& total) {
     const double counted = total.kept > 1 ? total.kept : 1;
     const double divisor = to.fixed_divisor != A(0) ? static_cast<double>(to.fixed_divisor) : counted;
     *to.loss = static_cast<A>(total.loss / divisor);

@@ -1,6 +1,6 @@
-// Rows of more than 64 classes: threadIdx.x walks one row, threadIdx.y stats the rows of a block. A thread takes two
+// Rows of more than 64 classes: threadIdx.x walks one row, threadIdx.y numbers the rows of a block. A thread takes two
 // units of neighbours of either tensor at a time, all loads before the first use. A second sweep over a row walks back,
-// through what the cache still holds.
+// through what the cache still holds. Value and gradient are those of row_math.cuh.
 #pragma once
 
 #include <cstdint>
@@ -113,9 +113,9 @@ __device__ __forceinline__ RowStats<A> measure(const Rows<A>& p, const RowInfo<A
   const PairSums<A> none = no_sums<A>();
   const Maxima<A> most = merge_warps(
       Maxima<A>{sums.max_x, sums.max_y}, Maxima<A>{none.max_x, none.max_y}, shared_maxima, warp, warps,
-      LargerMaxima<A>());
+      Larger());
   rescale(sums, most.x, most.y, k, raw);
-  sums = merge_warps(sums, PairSums<A>{most.x, most.y, 0, 0, 0, 0}, shared_sums, warp, warps, AddSums<A>());
+  sums = merge_warps(sums, PairSums<A>{most.x, most.y, 0, 0, 0, 0}, shared_sums, warp, warps, Add());
   RowStats<A> stats = stats_of(sums, student_is_x);
 
   if (direction == Direction::js) {
@@ -128,14 +128,14 @@ __device__ __forceinline__ RowStats<A> measure(const Rows<A>& p, const RowInfo<A
         for (int i = 0; i < kUnit<A>; ++i) {
           slope.add_divergences(x[i], y[i], few);
         }
-        pair = AddPairs<A>()(pair, few);
+        pair = pair + few;
       });
     });
     walk.singles([&](int column) {
       slope.add_divergences(
           element<A>(student.at(column), student.type), element<A>(teacher.at(column), teacher.type), pair);
     });
-    pair = merge_warps(pair, Pair<A>{0, 0, 0, 0}, shared_pairs, warp, warps, AddPairs<A>());
+    pair = merge_warps(pair, Pair<A>{0, 0, 0, 0}, shared_pairs, warp, warps, Add());
     stats.mean_student = pair.student / pair.q;
     stats.mean_teacher = pair.teacher / pair.p;
   }
