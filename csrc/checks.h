@@ -21,8 +21,7 @@ inline std::string shape_of(const Tensor& tensor) {
 }
 
 // `tensor` ends in the `dims` sizes of `tail`, and has at most one axis before them: (*tail) or (groups, *tail).
-inline void check_shape(
-    const char* name, const Tensor& tensor, int64_t groups, const int64_t* tail, int64_t dims) {
+inline void check_shape(const char* name, const Tensor& tensor, int64_t groups, const int64_t* tail, int64_t dims) {
   const int64_t extra = tensor.dim() - dims;
   bool fits = extra == 0 || (extra == 1 && tensor.size(0) == groups);
   for (int64_t d = 0; fits && d < dims; ++d) {

@@ -43,8 +43,7 @@ void boxed(StableIValue* values, uint64_t arguments, uint64_t /*results*/) {
   Stack stack(values, arguments);
   const Arguments read(stack);
   STD_TORCH_CHECK(stack.empty(), "the schema has more arguments than the operator reads");
-  std::apply(
-      [&](const auto&... results) { ((*values++ = torch::stable::detail::from(results)), ...); }, run(read));
+  std::apply([&](const auto&... results) { ((*values++ = torch::stable::detail::from(results)), ...); }, run(read));
 }
 
 }  // namespace merc

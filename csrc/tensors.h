@@ -13,9 +13,7 @@ namespace merc {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline bool is_half(ScalarType type) {
-  return type == ScalarType::Half || type == ScalarType::BFloat16;
-}
+inline bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 
 // What a kernel accumulates in and losses are returned in: float32, or float64 for float64.
 inline ScalarType accumulate_type(ScalarType type) {

@@ -49,8 +49,7 @@ struct Larger {
 template <class T, class Merge>
 __device__ __forceinline__ T merge_lanes(T value, int lanes, const Merge& merge) {
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    value = merge(
-        value, move_words(value, [&](uint32_t word) { return __shfl_xor_sync(kWholeWarp, word, distance); }));
+    value = merge(value, move_words(value, [&](uint32_t word) { return __shfl_xor_sync(kWholeWarp, word, distance); }));
   }
   return value;
 }

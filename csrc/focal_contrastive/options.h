@@ -12,7 +12,7 @@ enum class Focal : int { similarity = 0, probability = 1 };
 // e^(s - 1/tau) of unit rows keeps the smallest and the largest term of a sum in float32's range while 2/tau <= 80:
 // from this temperature on 1/tau stands for the maximum of a row.
 constexpr double kLeastBounded = 0.025;
-constexpr int64_t kStats = 4;                        // numbers saved of an anchor: the RowStats of a device
+constexpr int64_t kStats = 4;                           // numbers saved of an anchor: the RowStats of a device
 constexpr int64_t kMostRows = (int64_t{1} << 31) - 64;  // of a group; counted in 32 bits
 constexpr int64_t kMostColumns = 1 << 24;
 

@@ -10,8 +10,8 @@ namespace merc::kd_divergence {
 enum class Direction : int { forward = 0, reverse = 1, js = 2 };
 enum class Save : int { nothing = 0, stats = 1, gradient = 2 };  // of the forward pass for the backward pass
 
-constexpr int64_t kStats = 7;                // numbers saved of a row: the RowStats of a device
-constexpr int64_t kMostClasses = 1 << 30;    // columns of a row are counted in 32 bits on a GPU
+constexpr int64_t kStats = 7;              // numbers saved of a row: the RowStats of a device
+constexpr int64_t kMostClasses = 1 << 30;  // columns of a row are counted in 32 bits on a GPU
 
 // In the order of the schema. A is double as they come, or what a kernel computes in.
 template <class A>

@@ -43,8 +43,7 @@ Saved<A> weigh(
     if (batch.order()[row] < 0 || number[0] == std::numeric_limits<A>::infinity()) {
       continue;
     }
-    const int64_t at =
-        grad.dim() == 0 ? 0 : row / sizes.rows() * sizes.embeddings + Layout::source(batch.order()[row]);
+    const int64_t at = grad.dim() == 0 ? 0 : row / sizes.rows() * sizes.embeddings + Layout::source(batch.order()[row]);
     const double weight = number[2] * (grads[at] / by);
     saved.a[row] = static_cast<A>(weight);
     saved.u[row] = static_cast<A>(weight * number[1] * (options.bounded ? std::exp(-double{number[3]}) : 1));
@@ -142,8 +141,7 @@ Tensor unpack(
 // arguments' types.
 template <class A>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    Batch<A>& batch, const Tensor& grad, const Tensor& divisor, const Tensor& stats, const Wanted& wanted,
-    bool exact) {
+    Batch<A>& batch, const Tensor& grad, const Tensor& divisor, const Tensor& stats, const Wanted& wanted, bool exact) {
   const Arguments& arguments = batch.arguments();
   const Sizes& sizes = batch.sizes();
   const int64_t rows = sizes.rows();

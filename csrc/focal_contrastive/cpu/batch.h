@@ -142,8 +142,7 @@ class Batch {
     }
     const int64_t height = rows.rows.size(), n = columns.rows.size();
     kernel_.multiply(
-        height, arguments_.width, whole(n, kernel_.vector), left(rows), transposed(columns),
-        {to, stride_, false});
+        height, arguments_.width, whole(n, kernel_.vector), left(rows), transposed(columns), {to, stride_, false});
     for (int64_t i = 0; i < height; ++i) {
       A* row = to + i * stride_;
       std::fill(row + n, row + view.padded(), -std::numeric_limits<A>::infinity());
@@ -229,8 +228,7 @@ class Batch {
     }
     const Source& source = arguments_.sources[i];
     const int64_t at = group * source.group_stride + (from - source.first) * source.row_stride;
-    return kernel_.unit_row(
-        source.data + at * source.bytes, source.type, arguments_.width, options_.normalize, to);
+    return kernel_.unit_row(source.data + at * source.bytes, source.type, arguments_.width, options_.normalize, to);
   }
 
   const Arguments& arguments_;

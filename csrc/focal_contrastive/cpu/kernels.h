@@ -74,7 +74,7 @@ struct Kernels {
   decltype(&plain::add_row_gradient<A>) add_row_gradient;
   void (*store_row)(const A*, int64_t, ScalarType, void*);
   decltype(&plain::multiply<A>) multiply;
-  int64_t vector;  // columns of a right factor that stand together
+  int64_t vector;                                     // columns of a right factor that stand together
   void (*transpose)(const A*, int64_t, int64_t, A*);  // null: a right factor needs none
 };
 

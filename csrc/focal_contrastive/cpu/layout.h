@@ -49,8 +49,8 @@ struct Sizes {
   int64_t rows() const { return embeddings + prototypes + refs; }  // of a group
   int segment(int64_t source) const {
     return source < embeddings || (prototype_anchors && source < embeddings + prototypes) ? 0
-           : source < embeddings + prototypes                                              ? 1
-                                                                                           : 2;
+           : source < embeddings + prototypes                                             ? 1
+                                                                                          : 2;
   }
 };
 

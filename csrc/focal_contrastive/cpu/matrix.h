@@ -59,7 +59,8 @@ void spread_row(
 
 // a dg/ds from the row's side: of a detached factor in the similarity form, it is the same from the column's.
 template <Power power, class A>
-MERC_LOOP void attract_similar(const A* __restrict x, const Window run, const TileOptions<A> o, A a, A* __restrict terms) {
+MERC_LOOP void attract_similar(
+    const A* __restrict x, const Window run, const TileOptions<A> o, A a, A* __restrict terms) {
 #pragma omp simd
   MERC_COLUMNS(j, run.size) {
     terms[j] = run.holds(j) ? -similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma).h * a : A(0);
@@ -68,7 +69,8 @@ MERC_LOOP void attract_similar(const A* __restrict x, const Window run, const Ti
 
 template <Power power, class A>
 MERC_LOOP void attract_similar_both(
-    const A* __restrict x, const Window run, const TileOptions<A> o, A a, const A* __restrict column_a, A* __restrict terms) {
+    const A* __restrict x, const Window run, const TileOptions<A> o, A a, const A* __restrict column_a,
+    A* __restrict terms) {
 #pragma omp simd
   MERC_COLUMNS(j, run.size) {
     const A both = a + column_a[j];

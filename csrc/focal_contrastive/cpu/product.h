@@ -114,8 +114,8 @@ inline void transpose_four(const float* rows, int64_t width, float* to) {
     pairs[i + 2] = __builtin_shuffle(x[2 * i], x[2 * i + 1], Order{2, 6, 3, 7});
   }
   for (int i = 0; i < 4; ++i) {
-    const Four column = __builtin_shuffle(
-        pairs[i / 2 * 2], pairs[i / 2 * 2 + 1], i % 2 ? Order{2, 3, 6, 7} : Order{0, 1, 4, 5});
+    const Four column =
+        __builtin_shuffle(pairs[i / 2 * 2], pairs[i / 2 * 2 + 1], i % 2 ? Order{2, 3, 6, 7} : Order{0, 1, 4, 5});
     __builtin_memcpy(to + i * kVector, &column, sizeof column);
   }
 }

@@ -73,7 +73,8 @@ MERC_LOOP A exp_sum_both(const A* __restrict x, int32_t n, Score<A> score, A* __
 }
 
 template <class A>
-MERC_LOOP void add_exp(const A* __restrict x, int32_t n, Score<A> score, const A* __restrict row_max, A* __restrict sums) {
+MERC_LOOP void add_exp(
+    const A* __restrict x, int32_t n, Score<A> score, const A* __restrict row_max, A* __restrict sums) {
 #pragma omp simd
   MERC_COLUMNS(j, n) {
     sums[j] += fast_exp(score(x[j]) - row_max[j]);
@@ -101,11 +102,12 @@ MERC_LOOP void raise_maxima(const A* __restrict x, int32_t n, Score<A> score, A*
 
 // E of a bounded tile.
 template <class A>
-void bounded_exponentials(const View& view, const TileOptions<A>& o, const A* tile, TileSums<A> rows, TileSums<A> columns) {
+void bounded_exponentials(
+    const View& view, const TileOptions<A>& o, const A* tile, TileSums<A> rows, TileSums<A> columns) {
   for (int64_t i = 0; i < view.rows.size(); ++i) {
     const A* x = tile + i * view.stride;
-    rows.e[i] = view.mutual ? exp_sum_both(x, view.padded(), o.score(), columns.e)
-                            : exp_sum(x, view.padded(), o.score(), A(0));
+    rows.e[i] =
+        view.mutual ? exp_sum_both(x, view.padded(), o.score(), columns.e) : exp_sum(x, view.padded(), o.score(), A(0));
   }
 }
 
@@ -137,7 +139,8 @@ struct Positives {
 
 template <Power power, class A>
 MERC_LOOP Positives<A> similar(
-    const A* __restrict x, const Window run, const TileOptions<A> o, A* __restrict v_of_columns, A* __restrict h_of_columns) {
+    const A* __restrict x, const Window run, const TileOptions<A> o, A* __restrict v_of_columns,
+    A* __restrict h_of_columns) {
   const Score<A> score = o.score();
   A v = 0, h = 0;
 #pragma omp simd reduction(+ : v, h)
@@ -155,12 +158,13 @@ MERC_LOOP Positives<A> similar(
 
 // V and H of the similarity form: h is the same from either side.
 template <class A>
-void similarity_positives(const View& view, const TileOptions<A>& o, const A* tile, TileSums<A> rows, TileSums<A> columns) {
+void similarity_positives(
+    const View& view, const TileOptions<A>& o, const A* tile, TileSums<A> rows, TileSums<A> columns) {
   with_power(o.power, [&](auto power) {
     for (int64_t i = 0; i < view.rows.size(); ++i) {
       const Window run = positives_of(view, i);
-      const Positives<A> sums = similar<power()>(
-          tile + i * view.stride + run.begin, run, o, columns.v + run.begin, columns.h + run.begin);
+      const Positives<A> sums =
+          similar<power()>(tile + i * view.stride + run.begin, run, o, columns.v + run.begin, columns.h + run.begin);
       rows.v[i] = sums.v;
       rows.h[i] = sums.h;
     }
@@ -180,7 +184,8 @@ inline Positives<A> positive(A x, A l, const TileOptions<A>& o) {
 }
 
 template <Focal focal, Power power, class A>
-MERC_LOOP Positives<A> sum_positives(const A* __restrict x, const Window run, const TileOptions<A> o, A row_max, A log_e) {
+MERC_LOOP Positives<A> sum_positives(
+    const A* __restrict x, const Window run, const TileOptions<A> o, A row_max, A log_e) {
   const Score<A> score = o.score();
   A v = 0, h = 0;
 #pragma omp simd reduction(+ : v, h)
@@ -195,8 +200,8 @@ MERC_LOOP Positives<A> sum_positives(const A* __restrict x, const Window run, co
 
 template <Focal focal, Power power, class A>
 MERC_LOOP void add_positives(
-    const A* __restrict x, const Window run, const TileOptions<A> o, const A* __restrict row_max, const A* __restrict log_e,
-    A* __restrict v, A* __restrict h) {
+    const A* __restrict x, const Window run, const TileOptions<A> o, const A* __restrict row_max,
+    const A* __restrict log_e, A* __restrict v, A* __restrict h) {
   const Score<A> score = o.score();
 #pragma omp simd
   MERC_COLUMNS(j, run.size) {

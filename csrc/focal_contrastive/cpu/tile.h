@@ -37,7 +37,10 @@ struct TileOptions : Options<A> {
   A centre;
 
   explicit TileOptions(const Options<double>& options)
-      : Options<A>(options.in<A>()), power(power_of(options.gamma)), bounded(options.bounded()), centre(bounded ? 1 : 0) {}
+      : Options<A>(options.in<A>()),
+        power(power_of(options.gamma)),
+        bounded(options.bounded()),
+        centre(bounded ? 1 : 0) {}
 
   Score<A> score() const { return {centre, 1 / this->temperature}; }
 

@@ -20,10 +20,10 @@ struct BackwardTargets {
   const A* grad;
   bool grad_is_scalar;  // or (G, embeddings)
   const A* divisor;
-  int first_row, end_row;  // the rows wanted
+  int first_row, end_row;        // the rows wanted
   int row_blocks, splits, outs;  // outs: parts of the width
-  A* parts;         // (splits, G, rows, width)
-  double* slopes;   // (G, row_blocks, splits), or null: no temperature is wanted
+  A* parts;                      // (splits, G, rows, width)
+  double* slopes;                // (G, row_blocks, splits), or null: no temperature is wanted
 };
 
 // A row as both its own anchor and another's candidate.
@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) backward_tiles(
       columns.labels[threadIdx.x] = side.label;
     }
     product.scores(first, end_column, first_chunk);
-    slope += replace_scores(
-        p, memory.scores + tile_row() * Engine<E>::kScoreStride, row, columns, own - first, first, tau);
+    slope +=
+        replace_scores(p, memory.scores + tile_row() * Engine<E>::kScoreStride, row, columns, own - first, first, tau);
     product.add_to(sum, first, end_column, first_chunk);
   }
   const int64_t rows = to.end_row - to.first_row;

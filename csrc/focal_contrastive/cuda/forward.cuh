@@ -20,8 +20,8 @@ enum class Pass : int { only, first, second };  // all sums; L and |P|; then the
 // Over a row's candidates so far, those of the second pass without a maximum.
 template <class A>
 struct RowSums {
-  A max, sum;             // sum 2^(t - max)
-  A weighted, weight;     // over positives: h (t - max) and h; in the second pass -h l and dg/dL
+  A max, sum;          // sum 2^(t - max)
+  A weighted, weight;  // over positives: h (t - max) and h; in the second pass -h l and dg/dL
   A positives;
 
   // To another maximum; without a candidate there is nothing to move.
@@ -46,13 +46,13 @@ template <class A>
 struct ForwardTargets {
   Pass pass;
   Reduction reduction;
-  A* loss;                 // the scalar, or (G, embeddings)
+  A* loss;  // the scalar, or (G, embeddings)
   A* divisor;
   const A* class_weights;  // or null
   int row_blocks, splits;
-  RowSums<A>* sums;           // (G, row_blocks, splits, kTile)
-  unsigned* counters;      // (G, row_blocks)
-  Total* totals;           // likewise
+  RowSums<A>* sums;    // (G, row_blocks, splits, kTile)
+  unsigned* counters;  // (G, row_blocks)
+  Total* totals;       // likewise
   unsigned ticket;
 };
 
@@ -100,8 +100,8 @@ __device__ __forceinline__ void absorb(
 
 // The row's loss; leaves its stats.
 template <class A>
-__device__ __forceinline__ A finish_row(
-    const Batch<A>& p, const ForwardTargets<A>& to, const RowSums<A>& sums, int64_t label, RowStats<A>& stats) {
+__device__ __forceinline__ A
+finish_row(const Batch<A>& p, const ForwardTargets<A>& to, const RowSums<A>& sums, int64_t label, RowStats<A>& stats) {
   if (to.pass == Pass::second) {
     stats.g = sums.weight;
     return stats.a * sums.weighted;
@@ -137,15 +137,15 @@ __global__ void __launch_bounds__(kTileThreads, 2) forward_tiles(
   if (to.pass == Pass::second && anchor) {
     stats = p.stats[group * p.rows + row];
   }
-  RowSums<A> sums{to.pass == Pass::second ? stats.max
-               : bounded               ? A(kLog2e) / tau
-                                       : std::numeric_limits<A>::lowest(),
-               0, 0, 0, 0};
+  RowSums<A> sums{
+      to.pass == Pass::second ? stats.max
+      : bounded               ? A(kLog2e) / tau
+                              : std::numeric_limits<A>::lowest(),
+      0, 0, 0, 0};
 
   const int candidates = group < p.groups ? p.rows - p.first_candidate : 0;
   const Share tiles((candidates + kTile - 1) / kTile, split, to.splits);
-  TileProduct<E> product(
-      memory, static_cast<const E*>(p.z) + group * p.rows * p.width, p.width, first_row, p.anchors);
+  TileProduct<E> product(memory, static_cast<const E*>(p.z) + group * p.rows * p.width, p.width, first_row, p.anchors);
   for (int tile = tiles.first; tile < tiles.end; ++tile) {
     const int first = p.first_candidate + tile * kTile;
     __syncthreads();
@@ -179,8 +179,9 @@ __global__ void __launch_bounds__(kTileThreads, 2) forward_tiles(
     sums = {max, 0, 0, 0, 0};
     for (int i = 0; i < to.splits; ++i) {
       const RowSums<A>* part = parts + i * kTile;
-      RowSums<A> moved{__ldcg(&part->max), __ldcg(&part->sum), __ldcg(&part->weighted), __ldcg(&part->weight),
-                    __ldcg(&part->positives)};
+      RowSums<A> moved{
+          __ldcg(&part->max), __ldcg(&part->sum), __ldcg(&part->weighted), __ldcg(&part->weight),
+          __ldcg(&part->positives)};
       moved.move(max);
       sums.add(moved);
     }

@@ -73,8 +73,7 @@ Outputs forward(const ForwardArguments& call) {
   const Place place(arguments.embeddings());
   const ScalarType type = arguments.accumulate, z_type = z_type_of(arguments);
   const int64_t groups = arguments.groups, rows = arguments.rows();
-  Tensor loss =
-      place.empty(call.reduction == Reduction::none ? arguments.row_shape() : std::vector<int64_t>{}, type);
+  Tensor loss = place.empty(call.reduction == Reduction::none ? arguments.row_shape() : std::vector<int64_t>{}, type);
   Tensor divisor = place.empty({}, type);
   Tensor z = place.empty({groups, rows, arguments.width}, z_type);
   Tensor norms = place.empty({groups, rows}, type);
@@ -84,8 +83,7 @@ Outputs forward(const ForwardArguments& call) {
   const Batch<A> batch(arguments, z, stats, index);
   const int64_t row_blocks = std::max<int64_t>(divide_up(batch.anchors, kTile), 1);
   const int64_t all_blocks = std::max<int64_t>(groups, 1) * row_blocks;
-  const int64_t splits =
-      splits_for(2 * int64_t{place.multiprocessors()}, all_blocks, rows - batch.first_candidate);
+  const int64_t splits = splits_for(2 * int64_t{place.multiprocessors()}, all_blocks, rows - batch.first_candidate);
   const bool merged = splits > 1;
   const Tensor sums = place.empty({merged ? all_blocks * splits * kTile * 5 : 0}, type);
   const Tensor counters = place.empty({merged ? all_blocks : 0}, ScalarType::Int);
@@ -165,9 +163,9 @@ Gradients backward(const BackwardArguments& call) {
     gradients.push_back(
         place.empty(given ? size_of(*source.tensor) : std::vector<int64_t>{0}, source.tensor ? source.type : type));
     if (given) {
-      from.targets[i] = {static_cast<char*>(gradients[i].mutable_data_ptr()),
-                         source.shared() ? source.rows : arguments.groups * source.rows,
-                         source.shared() ? arguments.groups : 1};
+      from.targets[i] = {
+          static_cast<char*>(gradients[i].mutable_data_ptr()),
+          source.shared() ? source.rows : arguments.groups * source.rows, source.shared() ? arguments.groups : 1};
       target_rows += from.targets[i].rows;
       first = std::min<int64_t>(first, from.sources[i].first);
       end = std::max<int64_t>(end, from.sources[i].first + from.sources[i].count);

@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(kPackThreads)
   char* const z = to.z + row * p.width * bytes_of(to.z_type);
   for (int i = lane; i < p.width; i += kWarp) {
     const A value = !kept || zero ? A(0) : element<A>(x.at(i), x.type);
-    put_element<A>(z + i * bytes_of(to.z_type), to.z_type, kept && !zero && p.options.normalize ? value / size / root : value);
+    put_element<A>(
+        z + i * bytes_of(to.z_type), to.z_type, kept && !zero && p.options.normalize ? value / size / root : value);
   }
   if (lane == 0) {
     to.norms[row] = !kept || zero ? A(0) : p.options.normalize ? A(1) / size / root : A(1);
@@ -100,7 +101,7 @@ constexpr int kHeld = 4;             // columns a thread
 
 // The gradient of one input: of rows shared by the groups, the sum over them.
 struct Target {
-  char* data;    // contiguous, or null
+  char* data;  // contiguous, or null
   int64_t rows;
   int64_t groups;  // that share a row
 };
@@ -183,8 +184,7 @@ __device__ __forceinline__ void unpack_row(
     for (int k = 0; k < kHeld; ++k) {
       const int column = piece + static_cast<int>(threadIdx.x) + k * static_cast<int>(blockDim.x);
       if (column < p.width) {
-        put_element<A>(
-            target.data + (row * p.width + column) * bytes_of(source.type), source.type, sum[k]);
+        put_element<A>(target.data + (row * p.width + column) * bytes_of(source.type), source.type, sum[k]);
       }
     }
   }

@@ -32,9 +32,10 @@ class TileProduct {
       stage_columns(first, end, chunk, chunk != resident_);
       if (any) {
         Scores<E> part;  // of the chunk: a long sum is rounded less by parts
-        part.add(memory_.rows + (row + lane.g) * Engine<E>::kStride,
-                 memory_.columns + (column + lane.g) * Engine<E>::kStride,
-                 padded(chunk) * static_cast<int>(sizeof(E)) / 4, lane.t);
+        part.add(
+            memory_.rows + (row + lane.g) * Engine<E>::kStride,
+            memory_.columns + (column + lane.g) * Engine<E>::kStride, padded(chunk) * static_cast<int>(sizeof(E)) / 4,
+            lane.t);
         scores.add(part);
       }
     }

@@ -243,7 +243,7 @@ void forward_tiles(const Rows& p, int64_t begin, int64_t end) {
     for (int64_t lane = 0; lane < n && p.save == Save::stats; ++lane) {
       const A shift = p.options.direction == Direction::js ? A(0) : tile.shift[lane];
       static_cast<RowStats<A>*>(p.stats)[row + lane] = {
-          tile.max_x[lane],        tile.max_y[lane],        tile.z_x[lane],    tile.z_y[lane],
+          tile.max_x[lane],        tile.max_y[lane],        tile.z_x[lane],  tile.z_y[lane],
           tile.kl_x[lane] + shift, tile.kl_y[lane] - shift, tile.z_raw[lane]};
     }
     if (p.save == Save::gradient) {

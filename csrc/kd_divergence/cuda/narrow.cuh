@@ -54,8 +54,7 @@ __device__ __forceinline__ void copy_tile(char* to, const char* from, int bytes)
 
 // Rows [first, first + n) into `tile`, one after the other.
 template <class A>
-__device__ __forceinline__ void stage(
-    const Rows<A>& p, const Logits& logits, int64_t first, int64_t n, char* tile) {
+__device__ __forceinline__ void stage(const Rows<A>& p, const Logits& logits, int64_t first, int64_t n, char* tile) {
   const int bytes = bytes_of(logits.type);
   const int64_t first_group = p.groups == 1 ? 0 : divide(first, p.rows_a_group);
   const int64_t first_index = first - first_group * p.rows_a_group;
@@ -68,8 +67,7 @@ __device__ __forceinline__ void stage(
   for (int i = threadIdx.x; i < static_cast<int>(n) * p.classes; i += kNarrowThreads) {
     const int64_t row = first + i / p.classes;
     const int64_t group = one_group ? first_group : divide(row, p.rows_a_group);
-    const char* from =
-        logits.data + (logits.offset(group, row - group * p.rows_a_group) + i % p.classes) * bytes;
+    const char* from = logits.data + (logits.offset(group, row - group * p.rows_a_group) + i % p.classes) * bytes;
     char* to = tile + i * bytes;
     if (bytes == 2) {
       *reinterpret_cast<uint16_t*>(to) = *reinterpret_cast<const uint16_t*>(from);
@@ -202,8 +200,9 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
     RowStats<A> stats = measure(p, row, lane.lanes, student, teacher);
     A loss = 0;
     if (row.kept) {
-      const A label_logit =
-          p.options.ce_weight != A(0) ? element<A>(student_row + row.label * bytes_of(p.student.type), p.student.type) : A(0);
+      const A label_logit = p.options.ce_weight != A(0)
+                                ? element<A>(student_row + row.label * bytes_of(p.student.type), p.student.type)
+                                : A(0);
       loss = row.loss(p, row.slope(p, p.options.direction, stats, A(1)), label_logit);
     } else {
       stats = {0, 0, 0, 0, 0, 0, 0};
@@ -221,7 +220,8 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
     if (to.gradient) {
       A to_student[kHeld<A>], to_teacher[kHeld<A>];
       lane.gradients(
-          row, row.slope(p, p.options.direction, stats, A(1) / forward_divisor(to)), student, teacher, false, to_student, to_teacher);
+          row, row.slope(p, p.options.direction, stats, A(1) / forward_divisor(to)), student, teacher, false,
+          to_student, to_teacher);
       __syncthreads();  // label_logit was read from where others write
       if (real) {
         lane.put(student_row, p.student.type, to_student);
@@ -262,8 +262,8 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
       lane.take(student_row, p.student.type, row.kept, student);
       lane.take(teacher_row, p.teacher.type, row.kept, teacher);
       lane.gradients(
-          row, row.slope(p, p.options.direction, to.stats[row.row], row.factor(to)), student, teacher, to.teacher != nullptr, to_student,
-          to_teacher);
+          row, row.slope(p, p.options.direction, to.stats[row.row], row.factor(to)), student, teacher,
+          to.teacher != nullptr, to_student, to_teacher);
 #pragma unroll
       for (int i = 0; i < kHeld<A>; ++i) {
         sum[i] += to_teacher[i];

@@ -57,9 +57,7 @@ int threads_a_row(int classes, int most) {
 }
 
 // Where a row belongs to a warp, four rows a block.
-dim3 wide_block(int threads) {
-  return dim3(threads, threads == kWarp ? 4 : 1);
-}
+dim3 wide_block(int threads) { return dim3(threads, threads == kWarp ? 4 : 1); }
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -73,7 +71,7 @@ Outputs forward(const ForwardArguments& call) {
   const bool none = call.reduction == Reduction::none, makes_gradient = call.save == Save::gradient;
   Tensor loss = place.empty(none ? arguments.row_shape() : std::vector<int64_t>{}, type);
   Tensor divisor = place.empty({}, type);
-  Tensor saved = makes_gradient            ? place.empty(size_of(arguments.student), arguments.student.scalar_type())
+  Tensor saved = makes_gradient             ? place.empty(size_of(arguments.student), arguments.student.scalar_type())
                  : call.save == Save::stats ? place.empty({count, kStats}, type)
                                             : place.empty({0}, type);
 
@@ -89,7 +87,7 @@ Outputs forward(const ForwardArguments& call) {
   to.divisor = static_cast<A*>(divisor.mutable_data_ptr());
   to.stats = call.save == Save::stats ? static_cast<RowStats<A>*>(saved.mutable_data_ptr()) : nullptr;
   to.gradient = makes_gradient ? static_cast<char*>(saved.mutable_data_ptr()) : nullptr;
-  to.fixed_divisor = call.counts_kept()                        ? A(0)
+  to.fixed_divisor = call.counts_kept()                       ? A(0)
                      : call.reduction == Reduction::batchmean ? static_cast<A>(std::max<int64_t>(count, 1))
                                                               : A(1);
   to.counted = to.divisor;
@@ -145,8 +143,8 @@ std::tuple<Tensor, Tensor> backward(const BackwardArguments& call) {
   const int64_t enough = 4 * int64_t{place.multiprocessors()} / blocks;
   const int64_t slices =
       std::clamp<int64_t>(std::min(enough, rows.classes / (2 * kUnit<A> * int64_t{block.x})), 1, 1024);
-  const auto kernel = summed ? wide_backward_of<A, true>(rows.options.direction)
-                             : wide_backward_of<A, false>(rows.options.direction);
+  const auto kernel =
+      summed ? wide_backward_of<A, true>(rows.options.direction) : wide_backward_of<A, false>(rows.options.direction);
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(slices));
   launch(kernel, grid, block, place, rows, to);
   return {grad_student, grad_teacher};

@@ -140,13 +140,14 @@ static_assert(sizeof(RowStats<float>) == kStats * sizeof(float));
 template <class A>
 MERC_BOTH RowStats<A> stats_of(const PairSums<A>& sums, bool student_is_x) {
   const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y), mean = sums.bracket / sums.z_x;
-  return {student_is_x ? sums.max_x : sums.max_y,
-          student_is_x ? sums.max_y : sums.max_x,
-          student_is_x ? log_x : log_y,
-          student_is_x ? log_y : log_x,
-          mean,
-          mean,
-          logarithm2(sums.z_raw)};
+  return {
+      student_is_x ? sums.max_x : sums.max_y,
+      student_is_x ? sums.max_y : sums.max_x,
+      student_is_x ? log_x : log_y,
+      student_is_x ? log_y : log_x,
+      mean,
+      mean,
+      logarithm2(sums.z_raw)};
 }
 
 // ln(x / m) and ln(y / m) of m = w_x x + w_y y, from delta = log2(y / x).

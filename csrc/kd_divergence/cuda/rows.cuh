@@ -13,8 +13,9 @@ namespace merc::kd_divergence::cuda {
 
 // (N, C) is shared by the groups, which then lie 0 apart.
 inline Logits logits_of(const Tensor& tensor) {
-  return {static_cast<const char*>(tensor.const_data_ptr()), type_of(tensor), tensor.dim() == 3 ? tensor.stride(0) : 0,
-          tensor.stride(-2)};
+  return {
+      static_cast<const char*>(tensor.const_data_ptr()), type_of(tensor), tensor.dim() == 3 ? tensor.stride(0) : 0,
+      tensor.stride(-2)};
 }
 
 template <class A>
@@ -47,14 +48,14 @@ struct Rows {
 
 template <class A>
 struct ForwardTargets {
-  A* losses;             // (rows,), or null: a scalar is wanted
-  A* loss;               // the scalar
-  A* divisor;            // what the scalar was divided by
-  RowStats<A>* stats;   // (rows,), or null
-  char* gradient;        // of the student, contiguous, for a gradient of 1; or null
-  A fixed_divisor;       // 0: the number of kept rows, which `counted` holds already where there is a gradient
+  A* losses;           // (rows,), or null: a scalar is wanted
+  A* loss;             // the scalar
+  A* divisor;          // what the scalar was divided by
+  RowStats<A>* stats;  // (rows,), or null
+  char* gradient;      // of the student, contiguous, for a gradient of 1; or null
+  A fixed_divisor;     // 0: the number of kept rows, which `counted` holds already where there is a gradient
   const A* counted;
-  Total* partials;       // a block each
+  Total* partials;  // a block each
   unsigned ticket;
 };
 
@@ -98,9 +99,7 @@ struct RowInfo {
   }
 
   // Of the gradient that reaches the row, over what the reduction divided by.
-  __device__ A factor(const BackwardTargets<A>& to) const {
-    return to.grad[to.grad_is_scalar ? 0 : row] / *to.divisor;
-  }
+  __device__ A factor(const BackwardTargets<A>& to) const { return to.grad[to.grad_is_scalar ? 0 : row] / *to.divisor; }
 
   // The row's loss; `label_logit` is the student's, used where there is a cross entropy.
   __device__ A loss(const Rows<A>& p, const Slope<A>& slope, A label_logit) const {

@@ -112,8 +112,7 @@ __device__ __forceinline__ RowStats<A> measure(const Rows<A>& p, const RowInfo<A
   });
   const PairSums<A> none = no_sums<A>();
   const Maxima<A> most = merge_warps(
-      Maxima<A>{sums.max_x, sums.max_y}, Maxima<A>{none.max_x, none.max_y}, shared_maxima, warp, warps,
-      Larger());
+      Maxima<A>{sums.max_x, sums.max_y}, Maxima<A>{none.max_x, none.max_y}, shared_maxima, warp, warps, Larger());
   rescale(sums, most.x, most.y, k, raw);
   sums = merge_warps(sums, PairSums<A>{most.x, most.y, 0, 0, 0, 0}, shared_sums, warp, warps, Add());
   RowStats<A> stats = stats_of(sums, student_is_x);
@@ -179,8 +178,7 @@ __global__ void __launch_bounds__(kWideThreads, forward_blocks<A>(direction, gra
     if (row.kept) {
       stats = measure<direction>(p, row);
       const Row student = row.student(p);
-      const A label_logit =
-          p.options.ce_weight != A(0) ? element<A>(student.at(row.label), student.type) : A(0);
+      const A label_logit = p.options.ce_weight != A(0) ? element<A>(student.at(row.label), student.type) : A(0);
       loss = row.loss(p, row.slope(p, direction, stats, A(1)), label_logit);
     }
     if (threadIdx.x == 0) {
@@ -208,7 +206,9 @@ __global__ void __launch_bounds__(kWideThreads, kBackwardBlocks<A>)
   const auto target = [&](char* gradient, Type type, int64_t row) {
     return TargetRow{gradient + row * p.classes * bytes_of(type), type};
   };
-  const auto slope_of = [&](const RowInfo<A>& row) { return row.slope(p, direction, to.stats[row.row], row.factor(to)); };
+  const auto slope_of = [&](const RowInfo<A>& row) {
+    return row.slope(p, direction, to.stats[row.row], row.factor(to));
+  };
   for (int64_t index = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; index < to.rows;
        index += int64_t{gridDim.x} * blockDim.y) {
     const TargetRow to_teacher = target(to.teacher, to.teacher_type, index);
