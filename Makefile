@@ -1,7 +1,7 @@
 # make train       set up, train on the embedded corpus, print the metrics and where the report lies
 # make test        set up, run the tests that need no GPU
 # make test-full   the same with the whole grids
-# make check       ruff, mypy, import-linter
+# make check       ruff, clang-format, mypy, import-linter
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
 # make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, GPU tests, compute-sanitizer,
@@ -18,6 +18,7 @@ RESULTS ?= benchmarks/results
 
 VENV := .venv
 BIN := $(VENV)/bin
+CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .NOTPARALLEL: # one environment, so one thing at a time
@@ -49,6 +50,7 @@ check: lint types imports
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
 types: $(VENV)/.dev
 	$(BIN)/mypy --strict
@@ -81,7 +83,7 @@ $(VENV)/.torch:
 
 $(VENV)/.model: EXTRA = model
 $(VENV)/.dev: EXTRA = dev
-$(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) $(VENV)/.torch
+$(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(CSRC) $(VENV)/.torch
 	@echo "Installing merc-kdc[$(EXTRA)] ..."
 	@touch $(VENV)/.unfinished
 	@$(PIP) --no-build-isolation --editable ".[$(EXTRA)]"

@@ -7,17 +7,14 @@
 //   dg/dL = h (similarity) or -dg/ds (probability)
 #pragma once
 
-#include <cstdint>
-
 #ifdef __CUDACC__
 #define MERC_HOST_DEVICE __host__ __device__ __forceinline__
 #else
 #define MERC_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
-namespace merc {
+namespace merc::focal_contrastive {
 
-enum class Focal : int64_t { similarity = 0, probability = 1 };
 enum class Power { zero, one, two, any };  // gamma, where a power needs no logarithm
 
 inline Power power_of(double gamma) {
@@ -40,7 +37,8 @@ MERC_HOST_DEVICE Factor<A> raise(A base, A gamma) {
   if constexpr (power == Power::zero) {
     return {A(1), A(0)};
   } else {
-    const bool low = base < kFloor<A>, high = base > A(1);
+    const bool low = base < kFloor<A>;
+    const bool high = base > A(1);
     const A clamped = low ? kFloor<A> : high ? A(1) : base;  // a NaN stays one
     A h, slope;
     if constexpr (power == Power::one) {
@@ -78,4 +76,4 @@ MERC_HOST_DEVICE A slope_by_s(const Factor<A>& factor, A l, bool detached) {
   return detached ? -factor.h : -factor.h - factor.slope * l;
 }
 
-}  // namespace merc
+}  // namespace merc::focal_contrastive

@@ -165,7 +165,7 @@ def build(case: Case, groups: int = 3, refs: int = 7) -> Case:
     """The arguments of a case; some rows are ignored and hold NaN, one is zero."""
     rows, width = case["size"]
     lead = (groups,) if case["grouped"] else ()
-    other = torch.float32 if case["mixed"] and case["dtype"] != torch.float32 else case["dtype"]
+    other = torch.float32 if case["mixed"] and case["dtype"] != torch.float64 else case["dtype"]  # float64: all or none
     names = ("focal", "gamma", "detach_focal", "prototype_anchors", "normalize", "ignore_index", "reduction")
     built = {name: case[name] for name in names}
     learnable = case["temperature"] == "learnable"

@@ -74,7 +74,7 @@ def test_compiles_without_spills(source, archs, tmp_path):
 
 
 DIRECTIONS = ("forward", "reverse", "js")
-REDUCTIONS = ("none", "sum", "batchmean")
+REDUCTIONS = ("none", "sum", "mean", "batchmean")
 DEFAULTS = {"temperature": 2.0, "direction": "forward", "beta": 0.5, "labels": None, "ce_weight": 0.0}
 DEFAULTS |= {"row_weights": None, "scale_by_t2": True, "ignore_index": -100, "reduction": "batchmean"}
 Values = list[Tensor]  # loss, student's gradient, teacher's gradient

@@ -442,6 +442,7 @@ def test_vmap_gives_each_its_own():
         ({"labels": torch.zeros(4, dtype=torch.int64)}, r"labels: expected shape \(5\)"),
         ({"weights": torch.zeros(5, dtype=torch.float64)}, "row_weights: expected Float, got Double"),
         ({"direction": 3}, "direction: expected 0, 1 or 2, got 3"),
+        ({"reduction": 2}, "reduction: expected 0, 1 or 3, got 2"),
         ({"reduction": 0, "save": 2}, "save: expected 0, 1, or 2 with a reduction to a scalar"),
     ],
 )

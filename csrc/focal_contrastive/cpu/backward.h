@@ -1,4 +1,7 @@
 // The backward pass: the matrix M tile by tile, its products with the unit rows, and their way back to the arguments.
+//
+//   dZ = M Z / tau,  M = W + W' (matrix.h),  dX = (dZ - (z.dZ) z) / |x|,  d tau = -sum W_ij s_ij / tau
+// a_i here holds the gradient that reaches the row over the divisor, u_i = a_i G_i, over E_i where that is bounded.
 #pragma once
 
 #include <algorithm>
@@ -10,38 +13,37 @@
 
 #include "forward.h"
 
-namespace merc::cpu {
+namespace merc::focal_contrastive::cpu {
 namespace {
 
 // What the backward pass makes of the saved numbers.
 template <class A>
 struct Saved {
-  std::vector<A> a, most, log_e, u;
+  std::vector<A> a, row_max, log_e, u;
 
-  explicit Saved(int64_t rows) : a(rows + kLanes), most(rows + kLanes), log_e(rows + kLanes), u(rows + kLanes) {}
+  explicit Saved(int64_t rows) : a(rows + kLanes), row_max(rows + kLanes), log_e(rows + kLanes), u(rows + kLanes) {}
   Weights<A> at(int64_t row) const {
-    return {a.data() + row, {most.data() + row, log_e.data() + row}, u.data() + row};
+    return {a.data() + row, {row_max.data() + row, log_e.data() + row}, u.data() + row};
   }
 };
 
 template <class A>
 Saved<A> weigh(
-    const Batch<A>& batch, const Tensor& grad, const Tensor& divisor, const Tensor& stats, Options<A>& options) {
-  const Sizes& sizes = batch.arguments().sizes;
+    const Batch<A>& batch, const Tensor& grad, const Tensor& divisor, const Tensor& stats, TileOptions<A>& options) {
+  const Sizes& sizes = batch.sizes();
   const auto* grads = static_cast<const A*>(grad.const_data_ptr());
   const double by = *static_cast<const A*>(divisor.const_data_ptr());
   const auto* numbers = static_cast<const A*>(stats.const_data_ptr());
   Saved<A> saved(batch.rows());
   bool finite = true;
   for (int64_t row = 0; row < batch.rows(); ++row) {
-    const A* number = numbers + row * kNumbers;
-    saved.most[row] = number[0];
+    const A* number = numbers + row * kStats;
+    saved.row_max[row] = number[0];
     saved.log_e[row] = number[3];
     if (batch.order()[row] < 0 || number[0] == std::numeric_limits<A>::infinity()) {
       continue;
     }
-    const int64_t at =
-        grad.dim() == 0 ? 0 : row / sizes.rows() * sizes.embeddings + Layout::source(batch.order()[row]);
+    const int64_t at = grad.dim() == 0 ? 0 : row / sizes.rows() * sizes.embeddings + Layout::source(batch.order()[row]);
     const double weight = number[2] * (grads[at] / by);
     saved.a[row] = static_cast<A>(weight);
     saved.u[row] = static_cast<A>(weight * number[1] * (options.bounded ? std::exp(-double{number[3]}) : 1));
@@ -58,7 +60,7 @@ Saved<A> weigh(
 // its rows, the others add.
 template <class A>
 Tensor multiply_tiles(
-    Batch<A>& batch, const Options<A>& options, const Saved<A>& saved, const bool (&wanted)[kSegments],
+    Batch<A>& batch, const TileOptions<A>& options, const Saved<A>& saved, const bool (&wanted)[kSegments],
     double* of_temperature) {
   const Kernels<A>& kernel = batch.kernel();
   const Layout& layout = batch.layout();
@@ -111,14 +113,12 @@ template <class A>
 Tensor unpack(
     const Batch<A>& batch, const Source& source, const std::vector<int64_t>& place, const A* of_rows, ScalarType type) {
   const Kernels<A>& kernel = batch.kernel();
-  const Arguments& arguments = batch.arguments();
-  const int64_t rows = arguments.sizes.rows(), width = arguments.width;
-  const auto size = source.tensor->sizes();
-  Tensor tensor = empty(std::vector<int64_t>(size.begin(), size.end()), type);
+  const int64_t rows = batch.sizes().rows(), width = batch.arguments().width;
+  Tensor tensor = empty(size_of(*source.tensor), type);
   auto* data = static_cast<char*>(tensor.mutable_data_ptr());
   const int64_t bytes = width * static_cast<int64_t>(tensor.element_size());
-  const int64_t copies = source.shared ? 1 : arguments.sizes.groups;
-  const int64_t groups = source.shared ? arguments.sizes.groups : 1;
+  const int64_t copies = source.shared() ? 1 : batch.sizes().groups;
+  const int64_t groups = source.shared() ? batch.sizes().groups : 1;
   torch::stable::parallel_for(0, copies * source.rows, grain(width), [&](int64_t begin, int64_t end) {
     std::vector<A> sum(width);
     for (int64_t i = begin; i < end; ++i) {
@@ -127,8 +127,8 @@ Tensor unpack(
         const int64_t row = place[group * rows + source.first + i % source.rows];
         if (row >= 0) {
           kernel.add_row_gradient(
-              of_rows + row * width, batch.unit_rows() + row * width, batch.lengths()[row], width, arguments.normalize,
-              1 / static_cast<A>(arguments.temperature), sum.data());
+              of_rows + row * width, batch.unit_rows() + row * width, batch.lengths()[row], width,
+              batch.options().normalize, 1 / static_cast<A>(batch.options().temperature), sum.data());
         }
       }
       kernel.store_row(sum.data(), width, type, data + i * bytes);
@@ -141,16 +141,16 @@ Tensor unpack(
 // arguments' types.
 template <class A>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    Batch<A>& batch, const Tensor& grad, const Tensor& divisor, const Tensor& stats, const bool (&wanted)[4],
-    bool exact) {
+    Batch<A>& batch, const Tensor& grad, const Tensor& divisor, const Tensor& stats, const Wanted& wanted, bool exact) {
   const Arguments& arguments = batch.arguments();
-  const Sizes& sizes = arguments.sizes;
+  const Sizes& sizes = batch.sizes();
   const int64_t rows = sizes.rows();
-  Options<A> options = arguments.options<A>();
+  TileOptions<A> options(batch.options());
   const Saved<A> saved = weigh(batch, grad, divisor, stats, options);
-  const bool of_segments[] = {wanted[0] || (sizes.prototype_anchors && wanted[1]), wanted[1], wanted[2]};
+  const bool of_segments[] = {
+      wanted.sources[0] || (sizes.prototype_anchors && wanted.sources[1]), wanted.sources[1], wanted.sources[2]};
   double sum = 0;
-  const Tensor gradient = multiply_tiles(batch, options, saved, of_segments, wanted[3] ? &sum : nullptr);
+  const Tensor gradient = multiply_tiles(batch, options, saved, of_segments, wanted.temperature ? &sum : nullptr);
 
   std::vector<int64_t> place(batch.rows(), -1);  // of each row of the arguments
   for (int64_t row = 0; row < batch.rows(); ++row) {
@@ -161,17 +161,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const auto of = [&](int number) {
     const Source& source = arguments.sources[number];
     const ScalarType type = source.tensor && !exact ? source.tensor->scalar_type() : kType<A>;
-    if (!wanted[number] || !source.tensor) {
+    if (!wanted.sources[number] || !source.tensor) {
       return empty({0}, type);
     }
     return unpack(batch, source, place, static_cast<const A*>(gradient.const_data_ptr()), type);
   };
-  Tensor of_temperature = empty(wanted[3] ? std::vector<int64_t>{} : std::vector<int64_t>{0}, kType<A>);
-  if (wanted[3]) {
-    *static_cast<A*>(of_temperature.mutable_data_ptr()) = static_cast<A>(-sum / arguments.temperature);
+  Tensor of_temperature = empty(wanted.temperature ? std::vector<int64_t>{} : std::vector<int64_t>{0}, kType<A>);
+  if (wanted.temperature) {
+    *static_cast<A*>(of_temperature.mutable_data_ptr()) = static_cast<A>(-sum / batch.options().temperature);
   }
   return {of(0), of(1), of(2), of_temperature};
 }
 
 }  // namespace
-}  // namespace merc::cpu
+}  // namespace merc::focal_contrastive::cpu

@@ -11,33 +11,59 @@
 #include <vector>
 
 #include "../../cpu/allocate.h"
+#include "../arguments.h"
 #include "kernels.h"
 #include "layout.h"
-#include "../options.h"
 #include "queue.h"
+#include "tile.h"
 
-namespace merc::cpu {
+namespace merc::focal_contrastive::cpu {
 namespace {
 
-// The labels of all rows, group after group, `dropped` where they are none of `classes` (if that is known).
-inline std::vector<int64_t> all_labels(
-    const Sizes& sizes, const Tensor& labels, const std::optional<Tensor>& ref_labels, int64_t classes,
-    int64_t dropped) {
+using merc::cpu::empty;
+
+inline Sizes sizes_of(const Arguments& arguments) {
+  return {
+      .groups = arguments.groups,
+      .embeddings = arguments.sources[0].rows,
+      .prototypes = arguments.sources[1].rows,
+      .refs = arguments.sources[2].rows,
+      .prototype_anchors = arguments.options.prototype_anchors,
+      .ref_only = arguments.options.ref_only};
+}
+
+// With the temperature's own value where it is a tensor.
+inline Options<double> options_of(const Arguments& arguments) {
+  Options<double> options = arguments.options;
+  if (arguments.temperature_tensor) {
+    const void* value = arguments.temperature_tensor->const_data_ptr();
+    options.temperature = arguments.accumulate == ScalarType::Double
+                              ? *static_cast<const double*>(value)
+                              : static_cast<double>(*static_cast<const float*>(value));
+  }
+  return options;
+}
+
+// The labels of all rows, group after group, ignore_index where they are none of the classes (if those are known).
+inline std::vector<int64_t> all_labels(const ForwardArguments& call) {
+  const Sizes sizes = sizes_of(call.arguments);
+  const int64_t classes = call.classes();
   std::vector<int64_t> all;
   all.reserve(sizes.groups * sizes.rows());
   const auto append = [&](const Tensor& from, int64_t group, int64_t rows) {
     const auto* data = static_cast<const int64_t*>(from.const_data_ptr()) + (from.dim() == 2 ? group * rows : 0);
     for (int64_t i = 0; i < rows; ++i) {
-      all.push_back(classes < 0 || (data[i] >= 0 && data[i] < classes) ? data[i] : dropped);
+      const bool known = classes < 0 || (data[i] >= 0 && data[i] < classes);
+      all.push_back(known ? data[i] : call.arguments.options.ignore_index);
     }
   };
   for (int64_t group = 0; group < sizes.groups; ++group) {
-    append(labels, group, sizes.embeddings);
+    append(call.labels, group, sizes.embeddings);
     for (int64_t c = 0; c < sizes.prototypes; ++c) {
       all.push_back(c);
     }
-    if (ref_labels) {
-      append(*ref_labels, group, sizes.refs);
+    if (call.ref_labels) {
+      append(*call.ref_labels, group, sizes.refs);
     }
   }
   return all;
@@ -50,11 +76,11 @@ template <class A>
 class Batch {
  public:
   // From the arguments. `keep`: the cosines of all tiles stay in memory from one pass to the next.
-  Batch(const Arguments& arguments, const std::vector<int64_t>& labels, int64_t dropped, bool keep)
+  Batch(const Arguments& arguments, const std::vector<int64_t>& labels, bool keep)
       : Batch(
-            arguments, empty({arguments.sizes.groups, arguments.sizes.rows(), arguments.width}, kType<A>),
-            empty({arguments.sizes.groups, arguments.sizes.rows()}, kType<A>), sorted(arguments.sizes, labels, dropped),
-            keep) {
+            arguments, empty({arguments.groups, arguments.rows(), arguments.width}, kType<A>),
+            empty({arguments.groups, arguments.rows()}, kType<A>),
+            sorted(sizes_of(arguments), labels, arguments.options.ignore_index), keep) {
     auto* norms = static_cast<A*>(norms_.mutable_data_ptr());
     std::fill_n(norms, rows(), A(0));  // dropped rows have no length
     pack(static_cast<A*>(z_.mutable_data_ptr()), norms);
@@ -71,8 +97,10 @@ class Batch {
   Batch& operator=(const Batch&) = delete;
 
   const Arguments& arguments() const { return arguments_; }
+  const Options<double>& options() const { return options_; }
+  const Sizes& sizes() const { return sizes_; }
   const Layout& layout() const { return layout_; }
-  int64_t rows() const { return arguments_.sizes.groups * arguments_.sizes.rows(); }
+  int64_t rows() const { return sizes_.groups * sizes_.rows(); }
   int64_t workers() const { return workers_; }
   const Kernels<A>& kernel() const { return kernel_; }
   int64_t stride() const { return stride_; }
@@ -86,10 +114,11 @@ class Batch {
   // Unit rows of a block as factors of a product: by rows and features, features and rows, rows and features.
   Left<A> left(const Block& block) const { return {rows_of(block), arguments_.width, 1}; }
   Right<A> transposed(const Block& block) const {
-    return kernel_.transpose
-               ? Right<A>{panels() + block.padded_begin * arguments_.width, kernel_.vector * arguments_.width,
-                          kernel_.vector}
-               : Right<A>{rows_of(block), arguments_.width, 1};
+    if (!kernel_.transpose) {
+      return {rows_of(block), arguments_.width, 1};
+    }
+    const A* panel = panels() + block.padded_begin * arguments_.width;
+    return {panel, kernel_.vector * arguments_.width, kernel_.vector};
   }
   Right<A> right(const Block& block) const { return {rows_of(block), kernel_.vector, arguments_.width}; }
 
@@ -113,8 +142,7 @@ class Batch {
     }
     const int64_t height = rows.rows.size(), n = columns.rows.size();
     kernel_.multiply(
-        height, arguments_.width, whole(n, kernel_.vector), left(rows), transposed(columns),
-        {to, stride_, false});
+        height, arguments_.width, whole(n, kernel_.vector), left(rows), transposed(columns), {to, stride_, false});
     for (int64_t i = 0; i < height; ++i) {
       A* row = to + i * stride_;
       std::fill(row + n, row + view.padded(), -std::numeric_limits<A>::infinity());
@@ -141,6 +169,8 @@ class Batch {
 
   Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index, bool keep)
       : arguments_(arguments),
+        options_(options_of(arguments)),
+        sizes_(sizes_of(arguments)),
         kernel_(kernels<A>()),
         z_(std::move(z)),
         norms_(std::move(norms)),
@@ -148,7 +178,7 @@ class Batch {
         unit_rows_(static_cast<const A*>(z_.const_data_ptr())),
         lengths_(static_cast<const A*>(norms_.const_data_ptr())),
         order_(static_cast<const int64_t*>(index_.const_data_ptr())),
-        layout_(arguments.sizes, order_),
+        layout_(sizes_, order_),
         keep_(keep),
         workers_(torch::stable::get_num_threads()),
         stride_(std::max(whole(layout_.largest_block()), kLanes)),
@@ -191,18 +221,19 @@ class Batch {
 
   // Writes a row of the arguments, normalised; its length.
   A unit_row(int64_t row, A* to) const {
-    const int64_t width = arguments_.width, from = Layout::source(order()[row]);
-    const Source* source = arguments_.sources;
-    while (from >= source->first + source->rows || !source->tensor) {
-      ++source;
+    const int64_t from = Layout::source(order()[row]), group = row / sizes_.rows();
+    int i = 0;
+    while (from >= arguments_.sources[i].first + arguments_.sources[i].rows) {
+      ++i;
     }
-    const int64_t group = row / arguments_.sizes.rows();
-    const int64_t at = (source->shared ? 0 : group * source->rows) + from - source->first;
-    return kernel_.unit_row(
-        source->data + at * source->row_bytes, source->tensor->scalar_type(), width, arguments_.normalize, to);
+    const Source& source = arguments_.sources[i];
+    const int64_t at = group * source.group_stride + (from - source.first) * source.row_stride;
+    return kernel_.unit_row(source.data + at * source.bytes, source.type, arguments_.width, options_.normalize, to);
   }
 
   const Arguments& arguments_;
+  const Options<double> options_;
+  const Sizes sizes_;
   const Kernels<A> kernel_;
   Tensor z_, norms_, index_;
   const A *unit_rows_, *lengths_;
@@ -214,4 +245,4 @@ class Batch {
 };
 
 }  // namespace
-}  // namespace merc::cpu
+}  // namespace merc::focal_contrastive::cpu

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace merc::cpu {
+namespace merc::focal_contrastive::cpu {
 
 // The factors of a product a b: numbers from one row, or one step of the depth, to the next. The columns of b stand in
 // vectors, of as many as an instruction set takes at a time: of 1 for the BLAS.
@@ -26,4 +26,4 @@ struct Product {
   bool add;
 };
 
-}  // namespace merc::cpu
+}  // namespace merc::focal_contrastive::cpu

@@ -1,4 +1,7 @@
 // The forward pass: sums over the tiles, and from them the loss and what the backward pass needs of each row.
+//
+//   loss_i = a_i (L' H_i - V_i), or -a_i V_i where V and H are sums with L;  a_i = w / |P(i)|,  L' = m + log E
+// with E, H and V of sums.h.
 #pragma once
 
 #include <algorithm>
@@ -10,33 +13,29 @@
 
 #include "batch.h"
 
-namespace merc::cpu {
-
-enum class Reduction : int64_t { none = 0, sum = 1, mean = 2, batchmean = 3 };
-
-constexpr int64_t kNumbers = 4;  // saved of a row: m, G, a, log E; L' = m + log E
+namespace merc::focal_contrastive::cpu {
 
 namespace {
 
-// What a row adds up over its tiles.
-struct Row {
+// What a row adds up over its tiles. Saved of it are m, G, a and log E; L' = m + log E.
+struct RowSums {
   double e = 0, v = 0, h = 0;
-  double most = -std::numeric_limits<double>::infinity();  // E counts from here on
+  double row_max = -std::numeric_limits<double>::infinity();  // E counts from here on
 };
 
 template <class A>
-void add_sums(const Range& range, const Sums<A>& sums, bool bounded, bool second, Row* rows) {
+void add_sums(const Range& range, const TileSums<A>& sums, bool bounded, bool second, RowSums* rows) {
   for (int64_t i = 0; i < range.size(); ++i) {
-    Row& row = rows[range.begin + i];
+    RowSums& row = rows[range.begin + i];
     if (!second && bounded) {
       row.e += sums.e[i];
     } else if (!second) {
-      const double most = sums.most[i];
-      if (most > row.most) {
-        row.e = row.e * std::exp(row.most - most) + sums.e[i];
-        row.most = most;
+      const double row_max = sums.row_max[i];
+      if (row_max > row.row_max) {
+        row.e = row.e * std::exp(row.row_max - row_max) + sums.e[i];
+        row.row_max = row_max;
       } else {
-        row.e += sums.e[i] * std::exp(most - row.most);
+        row.e += sums.e[i] * std::exp(row_max - row.row_max);
       }
     }
     row.v += sums.v[i];
@@ -46,15 +45,15 @@ void add_sums(const Range& range, const Sums<A>& sums, bool bounded, bool second
 
 // The sums of all rows; where L' is given, those that need it.
 template <class A>
-void sum_tiles(Batch<A>& batch, const Options<A>& o, const Logarithms<A>& l, std::vector<Row>& rows) {
+void sum_tiles(Batch<A>& batch, const TileOptions<A>& o, const Logarithms<A>& l, std::vector<RowSums>& rows) {
   const Kernels<A>& kernel = batch.kernel();
   const Layout& layout = batch.layout();
   const bool second = l.log_e != nullptr;
-  const auto from = [&](int64_t row) { return second ? Logarithms<A>{l.most + row, l.log_e + row} : l; };
+  const auto from = [&](int64_t row) { return second ? Logarithms<A>{l.row_max + row, l.log_e + row} : l; };
   const Tensor scratch = batch.scratch(8);
   const auto sums = [&](int64_t worker, int part) {
     A* first = batch.scratch_of(scratch, worker) + 4 * part * batch.stride();
-    return Sums<A>{first, first + batch.stride(), first + 2 * batch.stride(), first + 3 * batch.stride()};
+    return TileSums<A>{first, first + batch.stride(), first + 2 * batch.stride(), first + 3 * batch.stride()};
   };
   const auto skip = [&](const Tile& tile) { return second && !layout.has_positives(tile); };
   run_tiles(
@@ -92,37 +91,34 @@ Loss forward(
     Batch<A>& batch, const std::vector<int64_t>& label_of, const std::optional<Tensor>& class_weights,
     Reduction reduction) {
   const Arguments& arguments = batch.arguments();
-  const Sizes& sizes = arguments.sizes;
+  const Sizes& sizes = batch.sizes();
   const Layout& layout = batch.layout();
-  const Options<A> options = arguments.options<A>();
+  const TileOptions<A> options(batch.options());
   const int64_t rows = sizes.rows();
-  std::vector<Row> sums(batch.rows());
+  std::vector<RowSums> sums(batch.rows());
   sum_tiles<A>(batch, options, {}, sums);
-  std::vector<A> most(sums.size() + kLanes), log_e(sums.size() + kLanes);
+  std::vector<A> row_max(sums.size() + kLanes), log_e(sums.size() + kLanes);
   for (size_t row = 0; row < sums.size(); ++row) {
-    most[row] = static_cast<A>(options.bounded ? 0 : sums[row].most);
+    row_max[row] = static_cast<A>(options.bounded ? 0 : sums[row].row_max);
     log_e[row] = static_cast<A>(std::log(sums[row].e));
   }
   if (options.needs_l()) {
-    sum_tiles<A>(batch, options, {most.data(), log_e.data()}, sums);
+    sum_tiles<A>(batch, options, {row_max.data(), log_e.data()}, sums);
   }
 
   const bool none = reduction == Reduction::none;
-  const auto embedding_sizes = arguments.sources[0].tensor->sizes();
-  Tensor loss = empty(
-      none ? std::vector<int64_t>(embedding_sizes.begin(), embedding_sizes.end() - 1) : std::vector<int64_t>{},
-      kType<A>);
+  Tensor loss = empty(none ? arguments.row_shape() : std::vector<int64_t>{}, kType<A>);
   auto* losses = static_cast<A*>(loss.mutable_data_ptr());
   if (none) {
     std::fill_n(losses, loss.numel(), A(0));
   }
-  Tensor stats = empty({sizes.groups, rows, kNumbers}, kType<A>);
+  Tensor stats = empty({sizes.groups, rows, kStats}, kType<A>);
   auto* numbers = static_cast<A*>(stats.mutable_data_ptr());
   for (int64_t row = 0; row < batch.rows(); ++row) {  // of no anchor
-    numbers[row * kNumbers] = std::numeric_limits<A>::infinity();
-    std::fill_n(numbers + row * kNumbers + 1, kNumbers - 1, A(0));
+    numbers[row * kStats] = std::numeric_limits<A>::infinity();
+    std::fill_n(numbers + row * kStats + 1, kStats - 1, A(0));
   }
-  const auto* weights = class_weights ? static_cast<const A*>(class_weights->const_data_ptr()) : nullptr;
+  const A* weights = data_of<A>(class_weights);
   double total = 0;
   int64_t counted = 0;
   for (int64_t group = 0; group < sizes.groups; ++group) {
@@ -137,11 +133,11 @@ Loss forward(
       if (weights) {
         a *= weights[label_of[group * rows + source]];
       }
-      const Row& sum = sums[row];
-      const double l = double{most[row]} + log_e[row];
+      const RowSums& sum = sums[row];
+      const double l = double{row_max[row]} + log_e[row];
       const double value = options.needs_l() ? -sum.v : l * sum.h - sum.v;
-      const A saved[] = {most[row], static_cast<A>(sum.h), static_cast<A>(a), log_e[row]};
-      std::copy_n(saved, kNumbers, numbers + row * kNumbers);
+      const A saved[] = {row_max[row], static_cast<A>(sum.h), static_cast<A>(a), log_e[row]};
+      std::copy_n(saved, kStats, numbers + row * kStats);
       total += a * value;
       if (none) {
         losses[group * sizes.embeddings + source] = static_cast<A>(a * value);
@@ -159,4 +155,4 @@ Loss forward(
 }
 
 }  // namespace
-}  // namespace merc::cpu
+}  // namespace merc::focal_contrastive::cpu

@@ -16,14 +16,14 @@
 
 #include "../../cpu/isa.h"
 #include "factors.h"
-#include "../options.h"
+#include "tile.h"
 
-// The loops over columns are functions of their own: with what they read and write apart, and a count that is seen to be
-// whole vectors, they become vector code without a remainder.
+// The loops over columns are functions of their own: with what they read and write apart, and a count that is seen to
+// be whole vectors, they become vector code without a remainder.
 #define MERC_LOOP __attribute__((noinline))
 #define MERC_COLUMNS(j, n) for (int32_t j = 0; j < ((n) & -static_cast<int32_t>(kLanes)); ++j)
 
-namespace merc::cpu {
+namespace merc::focal_contrastive::cpu {
 namespace plain {
 namespace {
 #include "../../cpu/vector_math.h"
@@ -74,7 +74,7 @@ struct Kernels {
   decltype(&plain::add_row_gradient<A>) add_row_gradient;
   void (*store_row)(const A*, int64_t, ScalarType, void*);
   decltype(&plain::multiply<A>) multiply;
-  int64_t vector;  // columns of a right factor that stand together
+  int64_t vector;                                     // columns of a right factor that stand together
   void (*transpose)(const A*, int64_t, int64_t, A*);  // null: a right factor needs none
 };
 
@@ -88,10 +88,10 @@ template <class A>
 Kernels<A> kernels() {
 #ifdef MERC_X86_KERNELS
   if constexpr (std::is_same_v<A, float>) {  // exp and log of a double are no vector code
-    if (isa() == Isa::avx512) {
+    if (merc::cpu::isa() == merc::cpu::Isa::avx512) {
       return MERC_KERNELS(avx512);
     }
-    if (isa() == Isa::avx2) {
+    if (merc::cpu::isa() == merc::cpu::Isa::avx2) {
       return MERC_KERNELS(avx2);
     }
   }
@@ -100,7 +100,7 @@ Kernels<A> kernels() {
 }
 
 }  // namespace
-}  // namespace merc::cpu
+}  // namespace merc::focal_contrastive::cpu
 
 #undef MERC_LOOP
 #undef MERC_COLUMNS

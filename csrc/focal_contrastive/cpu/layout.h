@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace merc::cpu {
+namespace merc::focal_contrastive::cpu {
 
 // The widest vector: rows of a tile are padded to it, and blocks begin at its multiples.
 constexpr int64_t kLanes = 16;
@@ -49,8 +49,8 @@ struct Sizes {
   int64_t rows() const { return embeddings + prototypes + refs; }  // of a group
   int segment(int64_t source) const {
     return source < embeddings || (prototype_anchors && source < embeddings + prototypes) ? 0
-           : source < embeddings + prototypes                                              ? 1
-                                                                                           : 2;
+           : source < embeddings + prototypes                                             ? 1
+                                                                                          : 2;
   }
 };
 
@@ -66,17 +66,17 @@ class Layout {
 
   // Sorts a group's rows with a label other than `dropped`.
   static void sort_group(const Sizes& sizes, const int64_t* labels, int64_t dropped, int64_t* order) {
-    struct Row {
+    struct Labelled {
       int64_t label, source;
     };
-    std::vector<Row> rows;
+    std::vector<Labelled> rows;
     rows.reserve(sizes.rows());
     for (int64_t source = 0; source < sizes.rows(); ++source) {
       if (labels[source] != dropped) {
         rows.push_back({labels[source], source});
       }
     }
-    std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) {
+    std::sort(rows.begin(), rows.end(), [](const Labelled& a, const Labelled& b) {
       return a.label != b.label ? a.label < b.label : a.source < b.source;
     });
     // Labels stand in the order in which they first come, so that their names show nowhere.
@@ -197,4 +197,4 @@ class Layout {
   int64_t largest_ = 0, padded_ = 0;
 };
 
-}  // namespace merc::cpu
+}  // namespace merc::focal_contrastive::cpu

@@ -2,8 +2,8 @@
 //   kVector  numbers of a vector;  kRows, kVectors  of the product that registers hold at a time.
 //
 // A few rows by a few vectors of columns stay in registers over the depth. Both factors lie in the cache, and the right
-// one in vectors, so that nothing is packed: where tiles are small, a BLAS spends a fifth of its time on that and on the
-// way to it.
+// one in vectors, so that nothing is packed: where tiles are small, a BLAS spends a fifth of its time on that and on
+// the way to it.
 
 typedef float Vector __attribute__((vector_size(4 * kVector)));
 
@@ -114,8 +114,8 @@ inline void transpose_four(const float* rows, int64_t width, float* to) {
     pairs[i + 2] = __builtin_shuffle(x[2 * i], x[2 * i + 1], Order{2, 6, 3, 7});
   }
   for (int i = 0; i < 4; ++i) {
-    const Four column = __builtin_shuffle(
-        pairs[i / 2 * 2], pairs[i / 2 * 2 + 1], i % 2 ? Order{2, 3, 6, 7} : Order{0, 1, 4, 5});
+    const Four column =
+        __builtin_shuffle(pairs[i / 2 * 2], pairs[i / 2 * 2 + 1], i % 2 ? Order{2, 3, 6, 7} : Order{0, 1, 4, 5});
     __builtin_memcpy(to + i * kVector, &column, sizeof column);
   }
 }

@@ -12,7 +12,7 @@
 
 #include "layout.h"
 
-namespace merc::cpu {
+namespace merc::focal_contrastive::cpu {
 
 // Hands the tiles to all threads. `compute(tile, worker)` runs at any time, `add(tile, worker)` when the tiles that
 // stand before it at either block have added. What one throws ends all: nobody waits for a tile that does not come.
@@ -52,4 +52,4 @@ void run_tiles(const Layout& layout, int64_t workers, const Compute& compute, co
 // Things of `width` numbers that a thread should at least have to do, to be worth its while.
 inline int64_t grain(int64_t width) { return 16384 / std::max<int64_t>(width, 1) + 1; }
 
-}  // namespace merc::cpu
+}  // namespace merc::focal_contrastive::cpu

@@ -61,8 +61,8 @@ A unit_row(const void* from, ScalarType type, int64_t n, bool normalize, A* to) 
 
 // sum += (g - (z.g) z) / length, the gradient of what was normalised.
 template <class A>
-void add_row_gradient(const A* __restrict g, const A* __restrict z, A length, int64_t n, bool normalize, A scale,
-                      A* __restrict sum) {
+void add_row_gradient(
+    const A* __restrict g, const A* __restrict z, A length, int64_t n, bool normalize, A scale, A* __restrict sum) {
   A along = 0;
   if (normalize) {
     if (length == 0) {

@@ -5,12 +5,15 @@
 #include <cstdint>
 #include <limits>
 
-#include "../focal.h"
 #include "../../cuda/base2.cuh"
-#include "../../cuda/logits.cuh"
+#include "../../cuda/elements.cuh"
 #include "../../cuda/reduce.cuh"
+#include "../arguments.h"
+#include "../focal.h"
 
-namespace merc::cuda::contrastive {
+namespace merc::focal_contrastive::cuda {
+
+using namespace merc::cuda;
 
 // For focal.h.
 template <class A>
@@ -23,38 +26,49 @@ struct Math {
 // What the backward pass needs of a row beside z: L = max + log_sum, in two parts that are rounded apart; G; a. A row
 // that is no anchor or has no positive: (inf, 0, 0, 0).
 template <class A>
-struct Numbers {
+struct RowStats {
   A max, log_sum, g, a;
 };
-constexpr int kNumbers = 4;
+static_assert(sizeof(RowStats<float>) == kStats * sizeof(float));
 
 // Rows of a group: embeddings, prototypes, refs. Anchors are the first of them, candidates the last.
 template <class A>
-struct Problem {
+struct Batch {
+  Options<A> options;
+  Power power;
   const void* z;         // (G, rows, width)
   const int64_t* index;  // (G, rows): the label, ignore_index where the row is not kept
-  Numbers<A>* numbers;   // (G, rows)
+  RowStats<A>* stats;    // (G, rows)
   int64_t groups;
   int rows, embeddings, anchors, first_candidate, width;
-  const A* learnable;    // the temperature, or null
-  A temperature, gamma;
-  Focal focal;
-  Power power;
-  bool detached, normalized;
-  int64_t ignore_index;
+  const A* learnable;  // the temperature, or null
 
-  __device__ A tau() const { return learnable ? *learnable : temperature; }
+  Batch(const Arguments& arguments, const Tensor& z_, const Tensor& stats_, const Tensor& index_)
+      : options(arguments.options.in<A>()),
+        power(power_of(arguments.options.gamma)),
+        z(z_.const_data_ptr()),
+        index(static_cast<const int64_t*>(index_.const_data_ptr())),
+        stats(static_cast<RowStats<A>*>(stats_.mutable_data_ptr())),
+        groups(arguments.groups),
+        rows(static_cast<int>(arguments.rows())),
+        embeddings(static_cast<int>(arguments.sources[0].rows)),
+        anchors(embeddings + static_cast<int>(options.prototype_anchors ? arguments.sources[1].rows : 0)),
+        first_candidate(options.ref_only ? embeddings : 0),
+        width(static_cast<int>(arguments.width)),
+        learnable(data_of<A>(arguments.temperature_tensor)) {}
+
+  __device__ A tau() const { return learnable ? *learnable : options.temperature; }
 
   __device__ Factor<A> similarity(A cosine, A tau) const {
     switch (power) {
       case Power::zero:
         return {A(1), A(0)};
       case Power::one:
-        return similarity_factor<Math<A>, Power::one>(cosine, tau, gamma);
+        return similarity_factor<Math<A>, Power::one>(cosine, tau, options.gamma);
       case Power::two:
-        return similarity_factor<Math<A>, Power::two>(cosine, tau, gamma);
+        return similarity_factor<Math<A>, Power::two>(cosine, tau, options.gamma);
       default:
-        return similarity_factor<Math<A>, Power::any>(cosine, tau, gamma);
+        return similarity_factor<Math<A>, Power::any>(cosine, tau, options.gamma);
     }
   }
 
@@ -63,11 +77,11 @@ struct Problem {
       case Power::zero:
         return {A(1), A(0)};
       case Power::one:
-        return probability_factor<Math<A>, Power::one>(l, gamma);
+        return probability_factor<Math<A>, Power::one>(l, options.gamma);
       case Power::two:
-        return probability_factor<Math<A>, Power::two>(l, gamma);
+        return probability_factor<Math<A>, Power::two>(l, options.gamma);
       default:
-        return probability_factor<Math<A>, Power::any>(l, gamma);
+        return probability_factor<Math<A>, Power::any>(l, options.gamma);
     }
   }
 };
@@ -87,4 +101,4 @@ struct Share {
         end(static_cast<int>(int64_t{tiles} * (split + 1) / splits)) {}
 };
 
-}  // namespace merc::cuda::contrastive
+}  // namespace merc::focal_contrastive::cuda

@@ -13,18 +13,15 @@
 #include "../../cuda/launch.cuh"
 #include "tile_product.cuh"
 
-namespace merc::cuda::contrastive {
+namespace merc::focal_contrastive::cuda {
 
-enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2, kBatchmean = 3 };
 enum class Pass : int { only, first, second };  // all sums; L and |P|; then the sums over positives
-
-constexpr double kLeastBounded = 0.023;  // e^(-2 / tau) does not underflow in float32
 
 // Over a row's candidates so far, those of the second pass without a maximum.
 template <class A>
-struct Sums {
-  A max, sum;             // sum 2^(t - max)
-  A weighted, weight;     // over positives: h (t - max) and h; in the second pass -h l and dg/dL
+struct RowSums {
+  A max, sum;          // sum 2^(t - max)
+  A weighted, weight;  // over positives: h (t - max) and h; in the second pass -h l and dg/dL
   A positives;
 
   // To another maximum; without a candidate there is nothing to move.
@@ -37,7 +34,7 @@ struct Sums {
     }
   }
 
-  __device__ __forceinline__ void add(const Sums& other) {
+  __device__ __forceinline__ void add(const RowSums& other) {
     sum += other.sum;
     weighted += other.weighted;
     weight += other.weight;
@@ -46,31 +43,31 @@ struct Sums {
 };
 
 template <class A>
-struct StatsTargets {
+struct ForwardTargets {
   Pass pass;
   Reduction reduction;
-  A* loss;                 // the scalar, or (G, embeddings)
+  A* loss;  // the scalar, or (G, embeddings)
   A* divisor;
   const A* class_weights;  // or null
   int row_blocks, splits;
-  Sums<A>* sums;           // (G, row_blocks, splits, kTile)
-  unsigned* counters;      // (G, row_blocks)
-  Total* totals;           // likewise
+  RowSums<A>* sums;    // (G, row_blocks, splits, kTile)
+  unsigned* counters;  // (G, row_blocks)
+  Total* totals;       // likewise
   unsigned ticket;
 };
 
 // A thread's 16 scores of a tile.
 template <class A>
 __device__ __forceinline__ void absorb(
-    const Problem<A>& p, const StatsTargets<A>& to, const A* scores, const int64_t* labels, int64_t label,
-    int own_column, A tau, const Numbers<A>& numbers, bool bounded, Sums<A>& sums) {
+    const Batch<A>& p, const ForwardTargets<A>& to, const A* scores, const int64_t* labels, int64_t label,
+    int own_column, A tau, const RowStats<A>& stats, bool bounded, RowSums<A>& sums) {
   const A per_tau = A(kLog2e) / tau;
   if (!bounded && to.pass != Pass::second) {
     A max = sums.max;
 #pragma unroll 4
     for (int i = 0; i < kTile / kLanesARow; ++i) {
       const int column = tile_column(i);
-      if (labels[column] != p.ignore_index && column != own_column) {
+      if (labels[column] != p.options.ignore_index && column != own_column) {
         max = larger(max, scores[column] * per_tau);
       }
     }
@@ -79,7 +76,7 @@ __device__ __forceinline__ void absorb(
 #pragma unroll(sizeof(A) == 4 ? 4 : 1)
   for (int i = 0; i < kTile / kLanesARow; ++i) {
     const int column = tile_column(i);
-    if (labels[column] == p.ignore_index || column == own_column) {
+    if (labels[column] == p.options.ignore_index || column == own_column) {
       continue;
     }
     const A cosine = scores[column], t = fma(cosine, per_tau, -sums.max);
@@ -93,35 +90,35 @@ __device__ __forceinline__ void absorb(
         sums.weight += h;
       }
     } else if (positive) {
-      const A l = A(kLn2) * (t - numbers.log_sum);
+      const A l = A(kLn2) * (t - stats.log_sum);
       const Factor<A> factor = p.probability(l);
       sums.weighted -= factor.h * l;
-      sums.weight -= slope_by_s(factor, l, p.detached);
+      sums.weight -= slope_by_s(factor, l, p.options.detach_focal);
     }
   }
 }
 
-// The row's loss; leaves its numbers.
+// The row's loss; leaves its stats.
 template <class A>
-__device__ __forceinline__ A finish_row(
-    const Problem<A>& p, const StatsTargets<A>& to, const Sums<A>& sums, int64_t label, Numbers<A>& numbers) {
+__device__ __forceinline__ A
+finish_row(const Batch<A>& p, const ForwardTargets<A>& to, const RowSums<A>& sums, int64_t label, RowStats<A>& stats) {
   if (to.pass == Pass::second) {
-    numbers.g = sums.weight;
-    return numbers.a * sums.weighted;
+    stats.g = sums.weight;
+    return stats.a * sums.weighted;
   }
   if (sums.positives == A(0)) {
-    numbers = {std::numeric_limits<A>::infinity(), 0, 0, 0};
+    stats = {std::numeric_limits<A>::infinity(), 0, 0, 0};
     return 0;
   }
   const A a = (to.class_weights ? to.class_weights[label] : A(1)) / sums.positives;
-  numbers = {sums.max, logarithm2(sums.sum), sums.weight, a};
-  return a * A(kLn2) * (numbers.log_sum * sums.weight - sums.weighted);
+  stats = {sums.max, logarithm2(sums.sum), sums.weight, a};
+  return a * A(kLn2) * (stats.log_sum * sums.weight - sums.weighted);
 }
 
 template <class E>
-__global__ void __launch_bounds__(kTileThreads, 2) stats(
-    const __grid_constant__ Problem<typename Engine<E>::A> p,
-    const __grid_constant__ StatsTargets<typename Engine<E>::A> to) {
+__global__ void __launch_bounds__(kTileThreads, 2) forward_tiles(
+    const __grid_constant__ Batch<typename Engine<E>::A> p,
+    const __grid_constant__ ForwardTargets<typename Engine<E>::A> to) {
   using A = typename Engine<E>::A;
   __shared__ int64_t labels[kTile];
   TileMemory<E>& memory = dynamic_shared<TileMemory<E>>();
@@ -132,43 +129,43 @@ __global__ void __launch_bounds__(kTileThreads, 2) stats(
   const int64_t* index = p.index + group * p.rows;
   // A row that is no anchor, or not kept, goes along: it has no positive.
   const bool anchor = group < p.groups && row < p.anchors;
-  const int64_t label = anchor ? index[row] : p.ignore_index;
-  const bool kept = label != p.ignore_index;
+  const int64_t label = anchor ? index[row] : p.options.ignore_index;
+  const bool kept = label != p.options.ignore_index;
   const A tau = p.tau();
-  const bool bounded = p.normalized && tau >= A(kLeastBounded);
-  Numbers<A> numbers{};
+  const bool bounded = p.options.normalize && tau >= A(kLeastBounded);
+  RowStats<A> stats{};
   if (to.pass == Pass::second && anchor) {
-    numbers = p.numbers[group * p.rows + row];
+    stats = p.stats[group * p.rows + row];
   }
-  Sums<A> sums{to.pass == Pass::second ? numbers.max
-               : bounded               ? A(kLog2e) / tau
-                                       : std::numeric_limits<A>::lowest(),
-               0, 0, 0, 0};
+  RowSums<A> sums{
+      to.pass == Pass::second ? stats.max
+      : bounded               ? A(kLog2e) / tau
+                              : std::numeric_limits<A>::lowest(),
+      0, 0, 0, 0};
 
   const int candidates = group < p.groups ? p.rows - p.first_candidate : 0;
   const Share tiles((candidates + kTile - 1) / kTile, split, to.splits);
-  Product<E> product(
-      memory, static_cast<const E*>(p.z) + group * p.rows * p.width, p.width, first_row, p.anchors);
+  TileProduct<E> product(memory, static_cast<const E*>(p.z) + group * p.rows * p.width, p.width, first_row, p.anchors);
   for (int tile = tiles.first; tile < tiles.end; ++tile) {
     const int first = p.first_candidate + tile * kTile;
     __syncthreads();
     if (threadIdx.x < kTile) {
       const int column = first + threadIdx.x;
-      labels[threadIdx.x] = column < p.rows ? index[column] : p.ignore_index;
+      labels[threadIdx.x] = column < p.rows ? index[column] : p.options.ignore_index;
     }
     product.scores(first, p.rows, 0);
     absorb(
-        p, to, memory.scores + tile_row() * Engine<E>::kScoreStride, labels, label, row - first, tau, numbers, bounded,
+        p, to, memory.scores + tile_row() * Engine<E>::kScoreStride, labels, label, row - first, tau, stats, bounded,
         sums);
   }
 
-  sums.move(merge_lanes(sums.max, kLanesARow, [](A a, A b) { return larger(a, b); }));
-  sums = merge_lanes(sums, kLanesARow, [](Sums<A> a, const Sums<A>& b) {
+  sums.move(merge_lanes(sums.max, kLanesARow, Larger()));
+  sums = merge_lanes(sums, kLanesARow, [](RowSums<A> a, const RowSums<A>& b) {
     a.add(b);
     return a;
   });
   if (to.splits > 1) {
-    Sums<A>* const parts = to.sums + row_block * to.splits * kTile + tile_row();
+    RowSums<A>* const parts = to.sums + row_block * to.splits * kTile + tile_row();
     if (threadIdx.x % kLanesARow == 0) {
       parts[split * kTile] = sums;
     }
@@ -181,9 +178,10 @@ __global__ void __launch_bounds__(kTileThreads, 2) stats(
     }
     sums = {max, 0, 0, 0, 0};
     for (int i = 0; i < to.splits; ++i) {
-      const Sums<A>* part = parts + i * kTile;
-      Sums<A> moved{__ldcg(&part->max), __ldcg(&part->sum), __ldcg(&part->weighted), __ldcg(&part->weight),
-                    __ldcg(&part->positives)};
+      const RowSums<A>* part = parts + i * kTile;
+      RowSums<A> moved{
+          __ldcg(&part->max), __ldcg(&part->sum), __ldcg(&part->weighted), __ldcg(&part->weight),
+          __ldcg(&part->positives)};
       moved.move(max);
       sums.add(moved);
     }
@@ -191,11 +189,11 @@ __global__ void __launch_bounds__(kTileThreads, 2) stats(
 
   Total mine{0, 0};
   if (anchor && threadIdx.x % kLanesARow == 0) {
-    const A loss = finish_row(p, to, sums, label, numbers);
-    p.numbers[group * p.rows + row] = numbers;
-    const bool counted = to.reduction == kMean ? numbers.max < std::numeric_limits<A>::infinity() : kept;
+    const A loss = finish_row(p, to, sums, label, stats);
+    p.stats[group * p.rows + row] = stats;
+    const bool counted = to.reduction == Reduction::mean ? stats.max < std::numeric_limits<A>::infinity() : kept;
     mine = {static_cast<double>(loss), counted ? 1.0 : 0.0};
-    if (to.reduction == kNone && to.pass != Pass::first) {
+    if (to.reduction == Reduction::none && to.pass != Pass::first) {
       to.loss[group * p.embeddings + row] = loss;
     }
   }
@@ -204,13 +202,13 @@ __global__ void __launch_bounds__(kTileThreads, 2) stats(
   }
   const unsigned row_blocks = gridDim.x / to.splits;
   blocks_total(mine, to.totals, to.ticket, static_cast<unsigned>(row_block), row_blocks, [&](const Total& total) {
-    const bool counting = to.reduction == kMean || to.reduction == kBatchmean;
+    const bool counting = to.reduction == Reduction::mean || to.reduction == Reduction::batchmean;
     const double divisor = counting && total.kept > 1 ? total.kept : 1;
     *to.divisor = static_cast<A>(divisor);
-    if (to.reduction != kNone) {
+    if (to.reduction != Reduction::none) {
       *to.loss = static_cast<A>(total.loss / divisor);
     }
   });
 }
 
-}  // namespace merc::cuda::contrastive
+}  // namespace merc::focal_contrastive::cuda

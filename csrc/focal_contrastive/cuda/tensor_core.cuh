@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-namespace merc::cuda {
+namespace merc::focal_contrastive::cuda {
 
 // Rounded to the 10 bits of tf32, halves away from zero.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
@@ -49,4 +49,4 @@ __device__ __forceinline__ void multiply_f64(double (&c)[2], double a, double b)
       : "d"(a), "d"(b));
 }
 
-}  // namespace merc::cuda
+}  // namespace merc::focal_contrastive::cuda

@@ -15,11 +15,13 @@
 
 #include <cstdint>
 
-#include "../../cuda/logits.cuh"
+#include "../../cuda/elements.cuh"
 #include "../../cuda/reduce.cuh"
 #include "tensor_core.cuh"
 
-namespace merc::cuda {
+namespace merc::focal_contrastive::cuda {
+
+using namespace merc::cuda;
 
 constexpr int kTile = 64;
 constexpr int kTileThreads = 256;
@@ -84,8 +86,9 @@ __device__ __forceinline__ float2 neighbours(const Bf16* at) {
 }
 __device__ __forceinline__ float2 neighbours(const F16* at) {
   const uint32_t word = *reinterpret_cast<const uint32_t*>(at);
-  return {__half2float(__ushort_as_half(static_cast<uint16_t>(word))),
-          __half2float(__ushort_as_half(static_cast<uint16_t>(word >> 16)))};
+  return {
+      __half2float(__ushort_as_half(static_cast<uint16_t>(word))),
+      __half2float(__ushort_as_half(static_cast<uint16_t>(word >> 16)))};
 }
 __device__ __forceinline__ float2 neighbours(const float* at) { return *reinterpret_cast<const float2*>(at); }
 __device__ __forceinline__ double2 neighbours(const double* at) { return *reinterpret_cast<const double2*>(at); }
@@ -95,4 +98,4 @@ struct Lane {
   int warp = threadIdx.x / kWarp, g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 };
 
-}  // namespace merc::cuda
+}  // namespace merc::focal_contrastive::cuda

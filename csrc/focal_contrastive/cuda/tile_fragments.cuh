@@ -6,7 +6,7 @@
 
 #include "tile.cuh"
 
-namespace merc::cuda {
+namespace merc::focal_contrastive::cuda {
 
 // 32 x 16 scores a warp.
 constexpr int kScoreRows = 32, kScoreColumns = 16;
@@ -202,7 +202,7 @@ struct Out {
             for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
               for (int i = 0; i < 2; ++i) {
-                float(&to)[4] = c[chunk][step][pair][i];
+                float (&to)[4] = c[chunk][step][pair][i];
                 if constexpr (sizeof(E) == 4) {
                   multiply_parts(to, a[step], b[i]);
                 } else {
@@ -232,8 +232,9 @@ struct Out {
           if (row < rows && column < width) {
             const auto& two = c[chunk][i / kHalves][pair];
             const int high = 2 * (i % kHalves);
-            put_four(to + int64_t{row} * width + column, width - column, width % 4 == 0,
-                     two[0][high], two[1][high], two[0][high + 1], two[1][high + 1]);
+            put_four(
+                to + int64_t{row} * width + column, width - column, width % 4 == 0, two[0][high], two[1][high],
+                two[0][high + 1], two[1][high + 1]);
           }
         }
       }
@@ -256,4 +257,4 @@ struct Out {
   }
 };
 
-}  // namespace merc::cuda
+}  // namespace merc::focal_contrastive::cuda

@@ -7,15 +7,15 @@
 #include "tile.cuh"
 #include "tile_fragments.cuh"
 
-namespace merc::cuda {
+namespace merc::focal_contrastive::cuda {
 
 // The products of a block: rows [first_row, first_row + 64) of the `z` of one group, before `end_row`.
 template <class E>
-class Product {
+class TileProduct {
  public:
   using A = typename Engine<E>::A;
 
-  __device__ Product(TileMemory<E>& memory, const E* z, int width, int first_row, int end_row)
+  __device__ TileProduct(TileMemory<E>& memory, const E* z, int width, int first_row, int end_row)
       : memory_(memory), z_(z), width_(width), first_row_(first_row), end_row_(end_row) {}
 
   __device__ int chunks() const { return (width_ + Engine<E>::kChunk - 1) / Engine<E>::kChunk; }
@@ -32,9 +32,10 @@ class Product {
       stage_columns(first, end, chunk, chunk != resident_);
       if (any) {
         Scores<E> part;  // of the chunk: a long sum is rounded less by parts
-        part.add(memory_.rows + (row + lane.g) * Engine<E>::kStride,
-                 memory_.columns + (column + lane.g) * Engine<E>::kStride,
-                 padded(chunk) * static_cast<int>(sizeof(E)) / 4, lane.t);
+        part.add(
+            memory_.rows + (row + lane.g) * Engine<E>::kStride,
+            memory_.columns + (column + lane.g) * Engine<E>::kStride, padded(chunk) * static_cast<int>(sizeof(E)) / 4,
+            lane.t);
         scores.add(part);
       }
     }
@@ -106,4 +107,4 @@ class Product {
   int width_, first_row_, end_row_, resident_ = -1;
 };
 
-}  // namespace merc::cuda
+}  // namespace merc::focal_contrastive::cuda

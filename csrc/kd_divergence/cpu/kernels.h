@@ -12,7 +12,7 @@
 #include "../../cpu/isa.h"
 #include "rows.h"
 
-namespace merc::cpu {
+namespace merc::kd_divergence::cpu {
 namespace plain {
 namespace {
 #include "../../cpu/vector_math.h"
@@ -54,12 +54,12 @@ namespace {
 
 // One pass over all rows, by all threads.
 template <class A>
-void run(const Problem& p, bool forward) {
+void run(const Rows& p, bool forward) {
   auto rows = MERC_ROWS(plain);
 #ifdef MERC_X86_KERNELS
-  if (isa() == Isa::avx512) {
+  if (merc::cpu::isa() == merc::cpu::Isa::avx512) {
     rows = MERC_ROWS(avx512);
-  } else if (isa() == Isa::avx2) {
+  } else if (merc::cpu::isa() == merc::cpu::Isa::avx2) {
     rows = MERC_ROWS(avx2);
   }
 #endif
@@ -69,7 +69,7 @@ void run(const Problem& p, bool forward) {
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { rows(p, begin, end); });
 }
 
-void run(const Problem& p, bool forward) {
+void run(const Rows& p, bool forward) {
   if (p.wide_numbers) {
     run<double>(p, forward);
   } else {
@@ -80,4 +80,4 @@ void run(const Problem& p, bool forward) {
 #undef MERC_ROWS
 
 }  // namespace
-}  // namespace merc::cpu
+}  // namespace merc::kd_divergence::cpu

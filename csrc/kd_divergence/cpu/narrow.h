@@ -1,11 +1,16 @@
 // The forward pass of rows of few classes, for one instruction set; included inside its namespace after logits.h, hence
 // no include guard. kLanes rows at once, a lane a row, [class][lane] in memory; every loop over lanes is vector code.
+//
+//   x, y      logits of student and teacher over T, less their maxima;  z_x, z_y sums of e^x, e^y;  e_x = q, e_y = p
+//   log q - log p = x - y - shift,  shift = log z_x - log z_y
+//   value     kl_y = sum p (log p - log q);  kl_x = sum q (log q - log p);  js: kl_x = sum q log(q / m), kl_y likewise
+//   gradient  c (q - p);  c q (log q - log p - kl_x);  js: c (1 - beta) q (log q - log m - kl_x);  plus that of ce
 
 constexpr int64_t kLanes = 32;
 constexpr int64_t kNarrow = 64;
 
 template <class A>
-struct Tile {
+struct LaneRows {
   alignas(64) A x[kNarrow * kLanes], y[kNarrow * kLanes], e_x[kNarrow * kLanes], e_y[kNarrow * kLanes];
   alignas(64) A row[kNarrow * kLanes];
   alignas(64) int32_t start[kLanes];  // where a lane's row starts in `row`
@@ -17,7 +22,7 @@ struct Tile {
 
 // The logits of rows [begin, begin + n) over T; rows that do not count, and lanes beyond n, are 0.
 template <class A>
-void load_tile(const Problem& p, const Logits& logits, int64_t begin, int64_t n, Tile<A>& tile, A* __restrict to) {
+void load_tile(const Rows& p, const Logits& logits, int64_t begin, int64_t n, LaneRows<A>& tile, A* __restrict to) {
   const int64_t classes = p.classes;
   const bool plain = p.labels.data == nullptr && logits.row_stride == classes &&
                      begin / p.rows_a_group == (begin + n - 1) / p.rows_a_group;
@@ -80,9 +85,9 @@ void center(A* __restrict x, A* __restrict e, int64_t classes, A* __restrict mos
 
 // x and y centred logits of student and teacher, e_x and e_y their distributions; and what of a row is saved.
 template <class A>
-void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
+void measure_tile(const Rows& p, int64_t begin, int64_t n, LaneRows<A>& tile) {
   const int64_t classes = p.classes;
-  fill(tile.t, kLanes, A(p.temperature));
+  fill(tile.t, kLanes, A(p.options.temperature));
   fill(tile.weight, kLanes, A(1));
   if (p.temperatures != nullptr || p.weights.data != nullptr || p.labels.data != nullptr) {
     for (int64_t lane = 0; lane < n; ++lane) {
@@ -105,7 +110,7 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
   }
   fill(tile.z_raw, kLanes, A(1));
   fill(tile.ce, kLanes, A(0));
-  if (p.ce_weight != 0) {
+  if (p.options.ce_weight != 0) {
     A* z = tile.z_raw;
     fill(z, kLanes, A(0));
     for (int64_t c = 0; c < classes; ++c) {
@@ -123,7 +128,7 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
       tile.ce[lane] = fast_log(z[lane]) - tile.label[lane];
     }
   }
-  const Mixture<A> mixture(1 - p.beta);
+  const Mixture<A> mixture(1 - p.options.beta);
   A* kl_x = tile.kl_x;
   A* kl_y = tile.kl_y;
   fill(kl_x, kLanes, A(0));
@@ -131,12 +136,12 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
   for (int64_t c = 0; c < classes; ++c) {
     const A *x = tile.x + c * kLanes, *y = tile.y + c * kLanes;
     const A *e_x = tile.e_x + c * kLanes, *e_y = tile.e_y + c * kLanes, *shift = tile.shift;
-    if (p.direction == Direction::forward) {
+    if (p.options.direction == Direction::forward) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         kl_y[lane] += times(e_y[lane], (y[lane] - x[lane]) + shift[lane]);
       }
-    } else if (p.direction == Direction::reverse) {
+    } else if (p.options.direction == Direction::reverse) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         kl_x[lane] += times(e_x[lane], (x[lane] - y[lane]) - shift[lane]);
@@ -150,10 +155,10 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
       }
     }
   }
-  const A weight_x = p.direction == Direction::js ? A(1 - p.beta) : A(1);
-  const A weight_y = p.direction == Direction::js ? A(p.beta) : A(1);
-  const A ce_weight = A(p.ce_weight);
-  const bool scale_by_t2 = p.scale_by_t2;
+  const A weight_x = p.options.direction == Direction::js ? A(1 - p.options.beta) : A(1);
+  const A weight_y = p.options.direction == Direction::js ? A(p.options.beta) : A(1);
+  const A ce_weight = A(p.options.ce_weight);
+  const bool scale_by_t2 = p.options.scale_by_t2;
 #pragma omp simd
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const A kl = weight_x * kl_x[lane] + weight_y * kl_y[lane];
@@ -165,23 +170,23 @@ void measure_tile(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
 
 // The student's gradient of the measured rows [begin, begin + n), for a gradient of 1.
 template <class A>
-void tile_gradient(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
+void tile_gradient(const Rows& p, int64_t begin, int64_t n, LaneRows<A>& tile) {
   const int64_t classes = p.classes;
   A c_lane[kLanes], ce_lane[kLanes];
-  const A divided = A(1) / A(p.divisor), ce_weight = A(p.ce_weight);
+  const A divided = A(1) / A(p.divisor), ce_weight = A(p.options.ce_weight);
 #pragma omp simd
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const A factor = tile.weight[lane] * divided;
-    c_lane[lane] = factor * (p.scale_by_t2 ? tile.t[lane] : tile.scale[lane]);
+    c_lane[lane] = factor * (p.options.scale_by_t2 ? tile.t[lane] : tile.scale[lane]);
     ce_lane[lane] = factor * ce_weight;
   }
-  const Mixture<A> mixture(1 - p.beta);
-  const A weight = A(1 - p.beta);
+  const Mixture<A> mixture(1 - p.options.beta);
+  const A weight = A(1 - p.options.beta);
   for (int64_t c = 0; c < classes; ++c) {
     const A *x = tile.x + c * kLanes, *y = tile.y + c * kLanes, *e_y = tile.e_y + c * kLanes;
     A* out = tile.e_x + c * kLanes;
     A e[kLanes];
-    if (p.ce_weight != 0) {
+    if (p.options.ce_weight != 0) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         e[lane] = ce_lane[lane] * fast_exp(x[lane] * tile.t[lane]) / tile.z_raw[lane];
@@ -189,12 +194,12 @@ void tile_gradient(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
     } else {
       fill(e, kLanes, A(0));
     }
-    if (p.direction == Direction::forward) {
+    if (p.options.direction == Direction::forward) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         out[lane] = c_lane[lane] * (out[lane] - e_y[lane]) + e[lane];
       }
-    } else if (p.direction == Direction::reverse) {
+    } else if (p.options.direction == Direction::reverse) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         const A term = c_lane[lane] * out[lane] * ((x[lane] - y[lane]) - (tile.shift[lane] + tile.kl_x[lane]));
@@ -218,18 +223,18 @@ void tile_gradient(const Problem& p, int64_t begin, int64_t n, Tile<A>& tile) {
       column[start[lane]] = from[lane];
     }
   }
-  for (int64_t lane = 0; lane < n && p.ce_weight != 0; ++lane) {
+  for (int64_t lane = 0; lane < n && p.options.ce_weight != 0; ++lane) {
     if (p.kept(begin + lane)) {
       tile.row[lane * classes + p.label_of(begin + lane)] -= ce_lane[lane];
     }
   }
-  store(p.student_gradient, begin * classes, n * classes, tile.row);
+  store(p.grad_student, begin * classes, n * classes, tile.row);
 }
 
 // Losses of the rows [begin, end), and what p.save asks for.
 template <class A>
-void forward_tiles(const Problem& p, int64_t begin, int64_t end) {
-  Tile<A> tile;
+void forward_tiles(const Rows& p, int64_t begin, int64_t end) {
+  LaneRows<A> tile;
   for (int32_t lane = 0; lane < kLanes; ++lane) {
     tile.start[lane] = lane * static_cast<int32_t>(p.classes);
   }
@@ -237,10 +242,10 @@ void forward_tiles(const Problem& p, int64_t begin, int64_t end) {
     const int64_t n = end - row < kLanes ? end - row : kLanes;
     measure_tile(p, row, n, tile);
     store<A>(p.losses, row, n, tile.loss);
-    for (int64_t lane = 0; lane < n && p.save == Save::numbers; ++lane) {
-      const A shift = p.direction == Direction::js ? A(0) : tile.shift[lane];
-      static_cast<Row<A>*>(p.rows)[row + lane] = {
-          tile.max_x[lane],        tile.max_y[lane],        tile.z_x[lane],    tile.z_y[lane],
+    for (int64_t lane = 0; lane < n && p.save == Save::stats; ++lane) {
+      const A shift = p.options.direction == Direction::js ? A(0) : tile.shift[lane];
+      static_cast<RowStats<A>*>(p.stats)[row + lane] = {
+          tile.max_x[lane],        tile.max_y[lane],        tile.z_x[lane],  tile.z_y[lane],
           tile.kl_x[lane] + shift, tile.kl_y[lane] - shift, tile.z_raw[lane]};
     }
     if (p.save == Save::gradient) {

@@ -1,18 +1,13 @@
-// A call of the divergence, checked, as the arithmetic on its rows sees it.
+// The rows of a call and where their results go, as the arithmetic sees them: memory instead of tensors.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 
-#include "../../checks.h"
+#include "../arguments.h"
 
-namespace merc::cpu {
-namespace {
-
-enum class Direction : int64_t { forward = 0, reverse = 1, js = 2 };
-enum class Reduction : int64_t { none = 0, sum = 1, batchmean = 3 };
-enum class Save : int64_t { nothing = 0, numbers = 1, gradient = 2 };
+namespace merc::kd_divergence::cpu {
 
 // Logits (G, N, C) with a unit last stride, or (N, C) shared by the groups.
 struct Logits {
@@ -20,6 +15,15 @@ struct Logits {
   ScalarType type;
   int64_t rows_a_group, group_stride, row_stride, classes;
   bool shared;
+
+  explicit Logits(const Tensor& tensor)
+      : data(tensor.const_data_ptr()),
+        type(tensor.scalar_type()),
+        rows_a_group(tensor.size(-2)),
+        group_stride(tensor.dim() == 3 ? tensor.stride(0) : 0),
+        row_stride(tensor.stride(-2)),
+        classes(tensor.size(-1)),
+        shared(tensor.dim() == 2) {}
 
   int64_t row_offset(int64_t row) const {
     return (row / rows_a_group) * group_stride + (row % rows_a_group) * row_stride;
@@ -34,11 +38,10 @@ struct Gradient {
 
 // What the backward pass needs of a row beside its logits. The means are K of js, A / Z_x else (wide.h).
 template <class A>
-struct Row {
+struct RowStats {
   A max_student, max_teacher, z_student, z_teacher, mean_student, mean_teacher, z_raw;
 };
-
-constexpr int64_t kNumbers = sizeof(Row<float>) / sizeof(float);
+static_assert(sizeof(RowStats<float>) == kStats * sizeof(float));
 
 // (N,) shared by the groups, or (G, N).
 template <class T>
@@ -47,23 +50,33 @@ struct PerRow {
   int64_t group_stride = 0;
 };
 
-struct Problem {
+struct Rows {
   Logits student, teacher;
+  Options<double> options;
   int64_t groups, rows_a_group, classes;
   const void* temperatures;  // (N,) of the accumulation type, or null
   PerRow<int64_t> labels;
   PerRow<void> weights;  // of the accumulation type
   bool wide_numbers;     // the accumulation type is float64
-  double temperature, beta, ce_weight, divisor;
-  bool scale_by_t2;
-  int64_t ignore_index;
-  Direction direction;
+  double divisor = 1;
   Save save = Save::nothing;
   void* losses = nullptr;
-  void* rows = nullptr;
+  void* stats = nullptr;
   const void* grad = nullptr;
   bool grad_is_scalar = true;
-  Gradient student_gradient, teacher_gradient;
+  Gradient grad_student, grad_teacher;
+
+  explicit Rows(const Arguments& arguments)
+      : student(arguments.student),
+        teacher(arguments.teacher),
+        options(arguments.options),
+        groups(arguments.groups),
+        rows_a_group(arguments.rows_a_group),
+        classes(arguments.classes),
+        temperatures(data_of<void>(arguments.row_temperature)),
+        labels{data_of<int64_t>(arguments.labels), arguments.group_stride(arguments.labels)},
+        weights{data_of<void>(arguments.row_weights), arguments.group_stride(arguments.row_weights)},
+        wide_numbers(arguments.accumulate == ScalarType::Double) {}
 
   int64_t label_of(int64_t row) const {
     return labels.data[row / rows_a_group * labels.group_stride + row % rows_a_group];
@@ -73,18 +86,17 @@ struct Problem {
       return true;
     }
     const int64_t label = label_of(row);
-    return label != ignore_index && label >= 0 && label < classes;
+    return label != options.ignore_index && label >= 0 && label < classes;
   }
   double number(const void* from, int64_t index) const {
     return wide_numbers ? static_cast<const double*>(from)[index] : static_cast<const float*>(from)[index];
   }
   double temperature_of(int64_t row) const {
-    return temperatures ? number(temperatures, row % rows_a_group) : temperature;
+    return temperatures ? number(temperatures, row % rows_a_group) : options.temperature;
   }
   double weight_of(int64_t row) const {
     return weights.data ? number(weights.data, row / rows_a_group * weights.group_stride + row % rows_a_group) : 1;
   }
 };
 
-}  // namespace
-}  // namespace merc::cpu
+}  // namespace merc::kd_divergence::cpu

@@ -14,17 +14,17 @@
 constexpr int64_t kBlock = 1024;
 
 template <class A>
-struct Sums {
+struct PairSums {
   A max_x, max_y, z_x, z_y, bracket;
   A z_raw;  // sum e^(logit - max) of the student at T = 1, for the cross entropy
 };
 
 // One sweep over a row. `student_is_x` says whose T = 1 sum to take, where raw_scale (= T) is not 0.
 template <class A>
-Sums<A> sweep(
+PairSums<A> sweep(
     const Logits& first, const Logits& second, int64_t row, A t, A raw_scale, bool student_is_x, A* x, A* y) {
   const A lowest = std::numeric_limits<A>::lowest();
-  Sums<A> sums{lowest, lowest, 0, 0, 0, 0};
+  PairSums<A> sums{lowest, lowest, 0, 0, 0, 0};
   for (int64_t begin = 0; begin < first.classes; begin += kBlock) {
     const int64_t n = first.classes - begin < kBlock ? first.classes - begin : kBlock;
     load(first, row, begin, n, t, x);
@@ -83,8 +83,8 @@ double gap_of(A max_x, A max_y) {
 
 // K of the student (x) and of the teacher (y) in the js form.
 template <class A>
-void js_sweep(const Problem& p, int64_t row, A t, Row<A>& result, A* x, A* y) {
-  const Mixture<A> mixture(1 - p.beta);
+void js_sweep(const Rows& p, int64_t row, A t, RowStats<A>& result, A* x, A* y) {
+  const Mixture<A> mixture(1 - p.options.beta);
   const A max_x = result.max_student, max_y = result.max_teacher;
   const A shrink_x = 1 / result.z_student, shrink_y = 1 / result.z_teacher;
   const A center_x = center_of(max_x), center_y = center_of(max_y);
@@ -111,13 +111,13 @@ void js_sweep(const Problem& p, int64_t row, A t, Row<A>& result, A* x, A* y) {
 
 // What is saved of a row, and its divergence without T^2.
 template <class A>
-A measure(const Problem& p, int64_t row, A* x, A* y, Row<A>& result) {
+A measure(const Rows& p, int64_t row, A* x, A* y, RowStats<A>& result) {
   const A t = p.temperature_of(row);
-  const A raw_scale = p.ce_weight != 0 ? t : A(0);
-  const bool student_first = p.direction != Direction::forward;  // x is the first argument of KL
+  const A raw_scale = p.options.ce_weight != 0 ? t : A(0);
+  const bool student_first = p.options.direction != Direction::forward;  // x is the first argument of KL
   const Logits& first = student_first ? p.student : p.teacher;
   const Logits& second = student_first ? p.teacher : p.student;
-  const Sums<A> sums = sweep<A>(first, second, row, t, raw_scale, student_first, x, y);
+  const PairSums<A> sums = sweep<A>(first, second, row, t, raw_scale, student_first, x, y);
   const A mean = sums.bracket / sums.z_x;
   result.max_student = student_first ? sums.max_x : sums.max_y;
   result.max_teacher = student_first ? sums.max_y : sums.max_x;
@@ -125,9 +125,9 @@ A measure(const Problem& p, int64_t row, A* x, A* y, Row<A>& result) {
   result.z_teacher = student_first ? sums.z_y : sums.z_x;
   result.z_raw = sums.z_raw;
   result.mean_student = result.mean_teacher = mean;
-  if (p.direction == Direction::js) {
+  if (p.options.direction == Direction::js) {
     js_sweep<A>(p, row, t, result, x, y);
-    return A(1 - p.beta) * result.mean_student + A(p.beta) * result.mean_teacher;
+    return A(1 - p.options.beta) * result.mean_student + A(p.options.beta) * result.mean_teacher;
   }
   const A divergence = mean + fast_log(sums.z_y) - fast_log(sums.z_x);
   if (divergence != divergence) {
@@ -146,7 +146,7 @@ struct Slope {
   bool own_is_second;
   int64_t label;  // -1: no cross entropy
 
-  Slope(const Problem& p, int64_t row, const Row<A>& of, A factor, bool of_student)
+  Slope(const Rows& p, int64_t row, const RowStats<A>& of, A factor, bool of_student)
       : own(of_student ? &p.student : &p.teacher),
         other(of_student ? &p.teacher : &p.student),
         max_own(of_student ? of.max_student : of.max_teacher),
@@ -155,15 +155,15 @@ struct Slope {
         shrink_other(1 / (of_student ? of.z_teacher : of.z_student)),
         mean(of_student ? of.mean_student : of.mean_teacher),
         t(p.temperature_of(row)),
-        c(factor * (p.scale_by_t2 ? t : A(1) / t)),
-        ce(factor * A(p.ce_weight)),
+        c(factor * (p.options.scale_by_t2 ? t : A(1) / t)),
+        ce(factor * A(p.options.ce_weight)),
         shrink_raw(1 / of.z_raw),
-        mixture(of_student ? 1 - p.beta : p.beta),
-        own_is_second(of_student == (p.direction == Direction::forward)),
-        label(of_student && p.ce_weight != 0 ? p.label_of(row) : -1) {
+        mixture(of_student ? 1 - p.options.beta : p.options.beta),
+        own_is_second(of_student == (p.options.direction == Direction::forward)),
+        label(of_student && p.options.ce_weight != 0 ? p.label_of(row) : -1) {
     double logs = mean;
-    if (p.direction == Direction::js) {
-      c *= of_student ? A(1 - p.beta) : A(p.beta);
+    if (p.options.direction == Direction::js) {
+      c *= of_student ? A(1 - p.options.beta) : A(p.options.beta);
       logs = (__builtin_log(of.z_student) - __builtin_log(of.z_teacher)) * (of_student ? 1 : -1);
     }
     offset = static_cast<A>(gap_of(max_own, max_other) + logs);
@@ -173,14 +173,14 @@ struct Slope {
 // Adds the gradient of a row's columns [begin, begin + n) to `out`.
 template <class A>
 void add_gradient(
-    const Problem& p, int64_t row, const Slope<A>& slope, int64_t begin, int64_t n, A* __restrict x, A* __restrict y,
+    const Rows& p, int64_t row, const Slope<A>& slope, int64_t begin, int64_t n, A* __restrict x, A* __restrict y,
     A* __restrict out) {
   load(*slope.own, row, begin, n, slope.t, x);
   load(*slope.other, row, begin, n, slope.t, y);
   const A max_own = slope.max_own, max_other = slope.max_other;
   const A center_own = center_of(max_own), center_other = center_of(max_other);
   const A shrink_own = slope.c * slope.shrink_own, offset = slope.offset;
-  if (p.direction == Direction::js) {
+  if (p.options.direction == Direction::js) {
     const Mixture<A> mixture = slope.mixture;
     const A mean = slope.mean, zero = zero_of(mean);
 #pragma omp simd
@@ -219,27 +219,27 @@ void add_gradient(
 
 // Losses of the rows [begin, end), and what p.save asks for.
 template <class A>
-void forward_rows(const Problem& p, int64_t begin, int64_t end) {
+void forward_rows(const Rows& p, int64_t begin, int64_t end) {
   alignas(64) A x[kBlock], y[kBlock], out[kBlock];
   for (int64_t row = begin; row < end; ++row) {
-    Row<A> of{};
+    RowStats<A> of{};
     A loss = 0, factor = 0;
     const bool kept = p.kept(row);
     if (kept) {
       const A kl = measure<A>(p, row, x, y, of);
       const A t = p.temperature_of(row);
-      loss = p.scale_by_t2 ? kl * t * t : kl;
-      if (p.ce_weight != 0) {
+      loss = p.options.scale_by_t2 ? kl * t * t : kl;
+      if (p.options.ce_weight != 0) {
         const A label = load_one<A>(p.student, row, p.label_of(row), t);
-        loss += A(p.ce_weight) * (fast_log(of.z_raw) - (label - of.max_student) * t);
+        loss += A(p.options.ce_weight) * (fast_log(of.z_raw) - (label - of.max_student) * t);
       }
       const A weight = p.weight_of(row);
       loss *= weight;
       factor = weight / A(p.divisor);
     }
     static_cast<A*>(p.losses)[row] = loss;
-    if (p.save == Save::numbers) {
-      static_cast<Row<A>*>(p.rows)[row] = of;
+    if (p.save == Save::stats) {
+      static_cast<RowStats<A>*>(p.stats)[row] = of;
     } else if (p.save == Save::gradient) {
       const Slope<A> slope(p, row, of, factor, true);
       for (int64_t column = 0; column < p.classes; column += kBlock) {
@@ -248,7 +248,7 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
         if (kept) {
           add_gradient(p, row, slope, column, n, x, y, out);
         }
-        store(p.student_gradient, row * p.classes + column, n, out);
+        store(p.grad_student, row * p.classes + column, n, out);
       }
     }
   }
@@ -256,13 +256,13 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
 
 // Gradients of the rows of the teacher [begin, end), and of the students' rows that belong to them.
 template <class A>
-void backward_rows(const Problem& p, int64_t begin, int64_t end) {
+void backward_rows(const Rows& p, int64_t begin, int64_t end) {
   alignas(64) A x[kBlock], y[kBlock], out[kBlock];
   for (int64_t index = begin; index < end; ++index) {
     for (int64_t column = 0; column < p.classes; column += kBlock) {
       const int64_t n = p.classes - column < kBlock ? p.classes - column : kBlock;
       for (const bool of_student : {true, false}) {
-        const Gradient& target = of_student ? p.student_gradient : p.teacher_gradient;
+        const Gradient& target = of_student ? p.grad_student : p.grad_teacher;
         if (target.data == nullptr) {
           continue;
         }
@@ -273,7 +273,7 @@ void backward_rows(const Problem& p, int64_t begin, int64_t end) {
           if (p.kept(row)) {
             const A grad = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : row];
             const A factor = grad * A(p.weight_of(row)) / A(p.divisor);
-            const Slope<A> slope(p, row, static_cast<const Row<A>*>(p.rows)[row], factor, of_student);
+            const Slope<A> slope(p, row, static_cast<const RowStats<A>*>(p.stats)[row], factor, of_student);
             add_gradient(p, row, slope, column, n, x, y, out);
           }
           if (!shared || group == p.groups - 1) {

@@ -1,12 +1,13 @@
 // Rows of up to 64 classes. A block takes a tile of neighbouring rows through shared memory; a row belongs to a power
 // of two of lanes, each of which holds up to 8 (double: 2) of its classes in registers: lane, lane + lanes, ...
+// Value and gradient are those of row_math.cuh.
 #pragma once
 
 #include <cstdint>
 
 #include "rows.cuh"
 
-namespace merc::cuda {
+namespace merc::kd_divergence::cuda {
 
 constexpr int kNarrow = 64;
 constexpr int kNarrowThreads = 128;
@@ -53,8 +54,7 @@ __device__ __forceinline__ void copy_tile(char* to, const char* from, int bytes)
 
 // Rows [first, first + n) into `tile`, one after the other.
 template <class A>
-__device__ __forceinline__ void stage(
-    const Problem<A>& p, const Logits& logits, int64_t first, int64_t n, char* tile) {
+__device__ __forceinline__ void stage(const Rows<A>& p, const Logits& logits, int64_t first, int64_t n, char* tile) {
   const int bytes = bytes_of(logits.type);
   const int64_t first_group = p.groups == 1 ? 0 : divide(first, p.rows_a_group);
   const int64_t first_index = first - first_group * p.rows_a_group;
@@ -67,8 +67,7 @@ __device__ __forceinline__ void stage(
   for (int i = threadIdx.x; i < static_cast<int>(n) * p.classes; i += kNarrowThreads) {
     const int64_t row = first + i / p.classes;
     const int64_t group = one_group ? first_group : divide(row, p.rows_a_group);
-    const char* from =
-        logits.data + (logits.offset(group, row - group * p.rows_a_group) + i % p.classes) * bytes;
+    const char* from = logits.data + (logits.offset(group, row - group * p.rows_a_group) + i % p.classes) * bytes;
     char* to = tile + i * bytes;
     if (bytes == 2) {
       *reinterpret_cast<uint16_t*>(to) = *reinterpret_cast<const uint16_t*>(from);
@@ -81,7 +80,7 @@ __device__ __forceinline__ void stage(
 }
 
 // A lane's part of a row that lies in a tile.
-struct Lane {
+struct LaneClasses {
   int lane, lanes, classes;
 
   __device__ int column(int i) const { return lane + i * lanes; }
@@ -120,29 +119,19 @@ struct Lane {
   }
 };
 
+// The row's stats, by its lanes together.
 template <class A>
-struct Add {
-  __device__ A operator()(A a, A b) const { return a + b; }
-};
-
-template <class A>
-struct Larger {
-  __device__ A operator()(A a, A b) const { return larger(a, b); }
-};
-
-// The row's numbers, by its lanes together.
-template <class A>
-__device__ __forceinline__ Numbers<A> measure(
-    const Problem<A>& p, const RowInfo<A>& row, int lanes, const A* student, const A* teacher) {
-  const Scale<A> k(row.temperature);
-  Numbers<A> of{std::numeric_limits<A>::lowest(), std::numeric_limits<A>::lowest(), 0, 0, 0, 0, 0};
+__device__ __forceinline__ RowStats<A> measure(
+    const Rows<A>& p, const RowInfo<A>& row, int lanes, const A* student, const A* teacher) {
+  const ToBase2<A> k(row.temperature);
+  RowStats<A> of{std::numeric_limits<A>::lowest(), std::numeric_limits<A>::lowest(), 0, 0, 0, 0, 0};
 #pragma unroll
   for (int i = 0; i < kHeld<A>; ++i) {
     of.max_student = larger(of.max_student, student[i]);
     of.max_teacher = larger(of.max_teacher, teacher[i]);
   }
-  of.max_student = merge_lanes(of.max_student, lanes, Larger<A>());
-  of.max_teacher = merge_lanes(of.max_teacher, lanes, Larger<A>());
+  of.max_student = merge_lanes(of.max_student, lanes, Larger());
+  of.max_teacher = merge_lanes(of.max_teacher, lanes, Larger());
   A z_student = 0, z_teacher = 0, bracket = 0;
 #pragma unroll
   for (int i = 0; i < kHeld<A>; ++i) {
@@ -150,36 +139,36 @@ __device__ __forceinline__ Numbers<A> measure(
     const A e_x = power2(k(x)), e_y = power2(k(y));
     z_student += e_x;
     z_teacher += e_y;
-    if (p.direction == Direction::forward) {
+    if (p.options.direction == Direction::forward) {
       bracket += e_y == A(0) ? A(0) : e_y * (y - x);
     } else {
       bracket += e_x == A(0) ? A(0) : e_x * (x - y);
     }
   }
-  z_student = merge_lanes(z_student, lanes, Add<A>());
-  z_teacher = merge_lanes(z_teacher, lanes, Add<A>());
+  z_student = merge_lanes(z_student, lanes, Add());
+  z_teacher = merge_lanes(z_teacher, lanes, Add());
   of.log_z_student = logarithm2(z_student);
   of.log_z_teacher = logarithm2(z_teacher);
-  if (p.ce_weight != A(0)) {
+  if (p.options.ce_weight != A(0)) {
 #pragma unroll
     for (int i = 0; i < kHeld<A>; ++i) {
       of.log_z_raw += power2((student[i] - of.max_student) * A(kLog2e));
     }
-    of.log_z_raw = logarithm2(merge_lanes(of.log_z_raw, lanes, Add<A>()));
+    of.log_z_raw = logarithm2(merge_lanes(of.log_z_raw, lanes, Add()));
   }
-  if (p.direction == Direction::js) {
-    const Slope<A> slope = row.slope(p, p.direction, of, A(1));
+  if (p.options.direction == Direction::js) {
+    const Slope<A> slope = row.slope(p, p.options.direction, of, A(1));
     Pair<A> sums{0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < kHeld<A>; ++i) {
       slope.add_divergences(student[i], teacher[i], sums);
     }
-    sums = merge_lanes(sums, lanes, AddPairs<A>());
+    sums = merge_lanes(sums, lanes, Add());
     of.mean_student = sums.student / sums.q;
     of.mean_teacher = sums.teacher / sums.p;
   } else {
     of.mean_student = of.mean_teacher =
-        merge_lanes(bracket, lanes, Add<A>()) / (p.direction == Direction::forward ? z_teacher : z_student) +
+        merge_lanes(bracket, lanes, Add()) / (p.options.direction == Direction::forward ? z_teacher : z_student) +
         nothing_of(of.log_z_student, of.log_z_teacher);
   }
   return of;
@@ -187,12 +176,12 @@ __device__ __forceinline__ Numbers<A> measure(
 
 template <class A>
 __global__ void __launch_bounds__(kNarrowThreads, 1)
-    narrow_forward(const __grid_constant__ Problem<A> p, const __grid_constant__ ForwardTargets<A> to) {
+    narrow_forward(const __grid_constant__ Rows<A> p, const __grid_constant__ ForwardTargets<A> to) {
   __shared__ uint4 student_tile[kTileVectors<A>], teacher_tile[kTileVectors<A>];
   char* const student_rows = reinterpret_cast<char*>(student_tile);
   char* const teacher_rows = reinterpret_cast<char*>(teacher_tile);
   const int lanes = lanes_a_row<A>(p.classes);
-  const Lane lane{static_cast<int>(threadIdx.x) % lanes, lanes, p.classes};
+  const LaneClasses lane{static_cast<int>(threadIdx.x) % lanes, lanes, p.classes};
   const int local = threadIdx.x / lane.lanes, tile = rows_a_tile<A>(p.classes);
   Total total{0, 0};
   for (int64_t first = int64_t{blockIdx.x} * tile; first < p.rows(); first += int64_t{gridDim.x} * tile) {
@@ -209,14 +198,15 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
     A student[kHeld<A>], teacher[kHeld<A>];
     lane.take(student_row, p.student.type, row.kept, student);
     lane.take(teacher_row, p.teacher.type, row.kept, teacher);
-    Numbers<A> numbers = measure(p, row, lane.lanes, student, teacher);
+    RowStats<A> stats = measure(p, row, lane.lanes, student, teacher);
     A loss = 0;
     if (row.kept) {
-      const A label_logit =
-          p.ce_weight != A(0) ? element<A>(student_row + row.label * bytes_of(p.student.type), p.student.type) : A(0);
-      loss = row.loss(p, row.slope(p, p.direction, numbers, A(1)), label_logit);
+      const A label_logit = p.options.ce_weight != A(0)
+                                ? element<A>(student_row + row.label * bytes_of(p.student.type), p.student.type)
+                                : A(0);
+      loss = row.loss(p, row.slope(p, p.options.direction, stats, A(1)), label_logit);
     } else {
-      numbers = {0, 0, 0, 0, 0, 0, 0};
+      stats = {0, 0, 0, 0, 0, 0, 0};
     }
     if (real && lane.lane == 0) {
       total.loss += loss;
@@ -224,14 +214,15 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
       if (to.losses) {
         to.losses[row.row] = loss;
       }
-      if (to.numbers) {
-        to.numbers[row.row] = numbers;
+      if (to.stats) {
+        to.stats[row.row] = stats;
       }
     }
     if (to.gradient) {
       A to_student[kHeld<A>], to_teacher[kHeld<A>];
       lane.gradients(
-          row, row.slope(p, p.direction, numbers, A(1) / forward_divisor(to)), student, teacher, false, to_student, to_teacher);
+          row, row.slope(p, p.options.direction, stats, A(1) / forward_divisor(to)), student, teacher, false,
+          to_student, to_teacher);
       __syncthreads();  // label_logit was read from where others write
       if (real) {
         lane.put(student_row, p.student.type, to_student);
@@ -246,12 +237,12 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
 
 template <class A>
 __global__ void __launch_bounds__(kNarrowThreads, 1)
-    narrow_backward(const __grid_constant__ Problem<A> p, const __grid_constant__ BackwardTargets<A> to) {
+    narrow_backward(const __grid_constant__ Rows<A> p, const __grid_constant__ BackwardTargets<A> to) {
   __shared__ uint4 student_tile[kTileVectors<A>], teacher_tile[kTileVectors<A>];
   char* const student_rows = reinterpret_cast<char*>(student_tile);
   char* const teacher_rows = reinterpret_cast<char*>(teacher_tile);
   const int lanes = lanes_a_row<A>(p.classes);
-  const Lane lane{static_cast<int>(threadIdx.x) % lanes, lanes, p.classes};
+  const LaneClasses lane{static_cast<int>(threadIdx.x) % lanes, lanes, p.classes};
   const int local = threadIdx.x / lane.lanes, tile = rows_a_tile<A>(p.classes);
   const int64_t student_bytes = int64_t{p.classes} * bytes_of(p.student.type);
   const int64_t teacher_bytes = int64_t{p.classes} * bytes_of(p.teacher.type);
@@ -272,8 +263,8 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
       lane.take(student_row, p.student.type, row.kept, student);
       lane.take(teacher_row, p.teacher.type, row.kept, teacher);
       lane.gradients(
-          row, row.slope(p, p.direction, to.numbers[row.row], row.factor(to)), student, teacher, to.teacher != nullptr, to_student,
-          to_teacher);
+          row, row.slope(p, p.options.direction, to.stats[row.row], row.factor(to)), student, teacher,
+          to.teacher != nullptr, to_student, to_teacher);
 #pragma unroll
       for (int i = 0; i < kHeld<A>; ++i) {
         sum[i] += to_teacher[i];
@@ -298,4 +289,4 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
   }
 }
 
-}  // namespace merc::cuda
+}  // namespace merc::kd_divergence::cuda

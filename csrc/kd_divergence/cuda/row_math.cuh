@@ -7,6 +7,9 @@
 //   bracket  sum e^(x' / T) (x' - y'), shifted by z_x times the shift of x' - y' when a maximum moves
 //   mean     bracket / z_x, the mean of x' - y' under x: KL = mean / T + ln z_y - ln z_x, and x's gradient of it is
 //            x (x' - y' - mean) / T^2, in which nothing large is left to cancel
+//   value    KL(p|q), KL(q|p), or js: (1 - beta) KL(q|m) + beta KL(p|m) with m = beta p + (1 - beta) q
+//   gradient to the second argument of KL(a|b): b - a; to the first: a (log a - log b - KL); js, to the student's:
+//            (1 - beta) q (log q - log m - KL(q|m)); all over T
 // A class of probability 0 adds nothing, whatever the other argument says of it, but in a row whose divergence is NaN.
 #pragma once
 
@@ -14,20 +17,21 @@
 #include <limits>
 
 #include "../../cuda/base2.cuh"
+#include "../options.h"
 
-namespace merc::cuda {
+namespace merc::kd_divergence::cuda {
 
-enum class Direction : int { forward = 0, reverse = 1, js = 2 };
+using namespace merc::cuda;
 
 // x -> k x (+ more), k = log2(e) / T. -inf stays -inf: the lower part is positive, so no infinities of both signs meet.
 template <class A>
-struct Scale;
+struct ToBase2;
 
 template <>
-struct Scale<float> {
+struct ToBase2<float> {
   float high, low;
 
-  MERC_BOTH explicit Scale(float temperature) {
+  MERC_BOTH explicit ToBase2(float temperature) {
     constexpr float log2e = static_cast<float>(kLog2e), rest = static_cast<float>(kLog2e - log2e);
     high = log2e / temperature * (1.0f - 0x1p-22f);
     low = (fmaf(-high, temperature, log2e) + rest) / temperature;
@@ -38,23 +42,23 @@ struct Scale<float> {
 };
 
 template <>
-struct Scale<double> {
+struct ToBase2<double> {
   double k;
 
-  MERC_BOTH explicit Scale(double temperature) : k(kLog2e / temperature) {}
+  MERC_BOTH explicit ToBase2(double temperature) : k(kLog2e / temperature) {}
 
   MERC_BOTH double operator()(double x) const { return x * k; }
   MERC_BOTH double operator()(double x, double more) const { return x * k + more; }
 };
 
 template <class A>
-struct Sums {
+struct PairSums {
   A max_x, max_y, z_x, z_y, bracket;
   A z_raw;  // of the student at T = 1, for the cross entropy
 };
 
 template <class A>
-MERC_BOTH Sums<A> no_sums() {
+MERC_BOTH PairSums<A> no_sums() {
   const A lowest = std::numeric_limits<A>::lowest();
   return {lowest, lowest, 0, 0, 0, 0};
 }
@@ -64,7 +68,7 @@ enum class Raw : int { none, x, y };
 
 // Moves the maxima up to max_x and max_y. Where all of z_x vanishes, so does the bracket: the shift may be infinite.
 template <class A>
-MERC_BOTH void rescale(Sums<A>& sums, A max_x, A max_y, const Scale<A>& k, Raw raw) {
+MERC_BOTH void rescale(PairSums<A>& sums, A max_x, A max_y, const ToBase2<A>& k, Raw raw) {
   const A shift_x = sums.max_x - max_x, shift_y = sums.max_y - max_y;
   const A shrink = power2(k(shift_x));
   const A shifted = shrink * (sums.bracket + sums.z_x * (shift_x - shift_y));
@@ -80,7 +84,7 @@ MERC_BOTH void rescale(Sums<A>& sums, A max_x, A max_y, const Scale<A>& k, Raw r
 
 // Adds n classes.
 template <int n, class A>
-MERC_BOTH void absorb(Sums<A>& sums, const A* x, const A* y, const Scale<A>& k, Raw raw) {
+MERC_BOTH void absorb(PairSums<A>& sums, const A* x, const A* y, const ToBase2<A>& k, Raw raw) {
   A max_x = sums.max_x, max_y = sums.max_y;
 #pragma unroll
   for (int i = 0; i < n; ++i) {
@@ -110,28 +114,27 @@ struct Maxima {
   A x, y;
 };
 
-template <class A>
-struct LargerMaxima {
-  MERC_BOTH Maxima<A> operator()(const Maxima<A>& a, const Maxima<A>& b) const {
-    return {larger(a.x, b.x), larger(a.y, b.y)};
-  }
-};
+using merc::cuda::larger;  // of numbers
 
 template <class A>
-struct AddSums {
-  MERC_BOTH Sums<A> operator()(const Sums<A>& a, const Sums<A>& b) const {
-    return {a.max_x, a.max_y, a.z_x + b.z_x, a.z_y + b.z_y, a.bracket + b.bracket, a.z_raw + b.z_raw};
-  }
-};
+MERC_BOTH Maxima<A> larger(const Maxima<A>& a, const Maxima<A>& b) {
+  return {larger(a.x, b.x), larger(a.y, b.y)};
+}
+
+// Of sums with the same maxima.
+template <class A>
+MERC_BOTH PairSums<A> operator+(const PairSums<A>& a, const PairSums<A>& b) {
+  return {a.max_x, a.max_y, a.z_x + b.z_x, a.z_y + b.z_y, a.bracket + b.bracket, a.z_raw + b.z_raw};
+}
 
 // What the backward pass needs of a row beside its logits: maxima of the raw logits, log2 z, and what the gradient of
 // a first argument subtracts: the mean above, twice; under js KL(q|m) and KL(p|m).
 template <class A>
-struct Numbers {
+struct RowStats {
   A max_student, max_teacher, log_z_student, log_z_teacher, mean_student, mean_teacher, log_z_raw;
 };
 
-constexpr int kNumbers = sizeof(Numbers<float>) / sizeof(float);
+static_assert(sizeof(RowStats<float>) == kStats * sizeof(float));
 
 // 0 where both sums are of finite logits; NaN where one is NaN, or 0 as all its logits are -inf.
 template <class A>
@@ -147,16 +150,16 @@ MERC_BOTH A zero_of(A mean) {
 
 // From a row's sums; js takes its two divergences from a sweep of their own.
 template <class A>
-MERC_BOTH Numbers<A> numbers_of(const Sums<A>& sums, bool student_is_x) {
-  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y);
-  const A mean = sums.bracket / sums.z_x + nothing_of(log_x, log_y);
-  return {student_is_x ? sums.max_x : sums.max_y,
-          student_is_x ? sums.max_y : sums.max_x,
-          student_is_x ? log_x : log_y,
-          student_is_x ? log_y : log_x,
-          mean,
-          mean,
-          logarithm2(sums.z_raw)};
+MERC_BOTH RowStats<A> stats_of(const PairSums<A>& sums, bool student_is_x) {
+  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y), mean = sums.bracket / sums.z_x + nothing_of(log_x, log_y);
+  return {
+      student_is_x ? sums.max_x : sums.max_y,
+      student_is_x ? sums.max_y : sums.max_x,
+      student_is_x ? log_x : log_y,
+      student_is_x ? log_y : log_x,
+      mean,
+      mean,
+      logarithm2(sums.z_raw)};
 }
 
 // ln(x / m) and ln(y / m) of m = w_x x + w_y y, from delta = log2(y / x).
@@ -175,30 +178,27 @@ struct Pair {
 };
 
 template <class A>
-struct AddPairs {
-  MERC_BOTH Pair<A> operator()(const Pair<A>& a, const Pair<A>& b) const {
-    return {a.student + b.student, a.teacher + b.teacher, a.q + b.q, a.p + b.p};
-  }
-};
+MERC_BOTH Pair<A> operator+(const Pair<A>& a, const Pair<A>& b) {
+  return {a.student + b.student, a.teacher + b.teacher, a.q + b.q, a.p + b.p};
+}
 
-// A row's numbers, and what multiplies its gradients: c that of the divergence, ce that of the cross entropy.
+// A row's stats, and what multiplies its gradients: c that of the divergence, ce that of the cross entropy.
 template <class A>
 struct Slope {
-  Numbers<A> of;
-  Scale<A> k;
+  RowStats<A> of;
+  ToBase2<A> k;
   A beta, c, ce;
   A per_t;
   Direction direction;
   int label;  // -1: no cross entropy
 
   MERC_BOTH Slope(
-      const Numbers<A>& numbers, A temperature, A beta_, A factor, bool scale_by_t2, A ce_weight, Direction direction_,
-      int label_)
-      : of(numbers),
+      const RowStats<A>& stats, const Options<A>& options, Direction direction_, A temperature, A factor, int label_)
+      : of(stats),
         k(temperature),
-        beta(beta_),
-        c(scale_by_t2 ? factor * temperature : factor / temperature),
-        ce(factor * ce_weight),
+        beta(options.beta),
+        c(options.scale_by_t2 ? factor * temperature : factor / temperature),
+        ce(factor * options.ce_weight),
         per_t(A(1) / temperature),
         direction(direction_),
         label(label_) {}
@@ -278,4 +278,4 @@ struct Slope {
   }
 };
 
-}  // namespace merc::cuda
+}  // namespace merc::kd_divergence::cuda

@@ -1,13 +1,13 @@
 // Rows of more than 64 classes: threadIdx.x walks one row, threadIdx.y numbers the rows of a block. A thread takes two
 // units of neighbours of either tensor at a time, all loads before the first use. A second sweep over a row walks back,
-// through what the cache still holds.
+// through what the cache still holds. Value and gradient are those of row_math.cuh.
 #pragma once
 
 #include <cstdint>
 
 #include "rows.cuh"
 
-namespace merc::cuda {
+namespace merc::kd_divergence::cuda {
 
 constexpr int kWideThreads = 256;
 
@@ -88,19 +88,19 @@ __device__ __forceinline__ void keep_or_zero(bool keep, A (&values)[n]) {
 }
 
 template <Direction direction, class A>
-__device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo<A>& row) {
+__device__ __forceinline__ RowStats<A> measure(const Rows<A>& p, const RowInfo<A>& row) {
   __shared__ Maxima<A> shared_maxima[kWarp];
-  __shared__ Sums<A> shared_sums[kWarp];
+  __shared__ PairSums<A> shared_sums[kWarp];
   __shared__ Pair<A> shared_pairs[kWarp];
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   const bool student_is_x = direction != Direction::forward;
   const Row student = row.student(p), teacher = row.teacher(p);
   const Row first = student_is_x ? student : teacher, second = student_is_x ? teacher : student;
-  const Raw raw = p.ce_weight == A(0) ? Raw::none : student_is_x ? Raw::x : Raw::y;
+  const Raw raw = p.options.ce_weight == A(0) ? Raw::none : student_is_x ? Raw::x : Raw::y;
   const Walk<A> walk(student.data, student.type, p.classes, threadIdx.x, blockDim.x);
-  const Scale<A> k(row.temperature);
+  const ToBase2<A> k(row.temperature);
 
-  Sums<A> sums = no_sums<A>();
+  PairSums<A> sums = no_sums<A>();
   walk.singles([&](int column) {
     const A x = element<A>(first.at(column), first.type), y = element<A>(second.at(column), second.type);
     absorb<1>(sums, &x, &y, k, raw);
@@ -110,16 +110,15 @@ __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo
       absorb<kUnit<A>>(sums, x, y, k, raw);
     });
   });
-  const Sums<A> none = no_sums<A>();
+  const PairSums<A> none = no_sums<A>();
   const Maxima<A> most = merge_warps(
-      Maxima<A>{sums.max_x, sums.max_y}, Maxima<A>{none.max_x, none.max_y}, shared_maxima, warp, warps,
-      LargerMaxima<A>());
+      Maxima<A>{sums.max_x, sums.max_y}, Maxima<A>{none.max_x, none.max_y}, shared_maxima, warp, warps, Larger());
   rescale(sums, most.x, most.y, k, raw);
-  sums = merge_warps(sums, Sums<A>{most.x, most.y, 0, 0, 0, 0}, shared_sums, warp, warps, AddSums<A>());
-  Numbers<A> numbers = numbers_of(sums, student_is_x);
+  sums = merge_warps(sums, PairSums<A>{most.x, most.y, 0, 0, 0, 0}, shared_sums, warp, warps, Add());
+  RowStats<A> stats = stats_of(sums, student_is_x);
 
   if (direction == Direction::js) {
-    const Slope<A> slope = row.slope(p, direction, numbers, A(1));
+    const Slope<A> slope = row.slope(p, direction, stats, A(1));
     Pair<A> pair{0, 0, 0, 0};
     walk.units(true, [&](int unit, int other) {
       with_values(student, teacher, walk.span, unit, other, [&](int, const A* x, const A* y) {
@@ -128,24 +127,24 @@ __device__ __forceinline__ Numbers<A> measure(const Problem<A>& p, const RowInfo
         for (int i = 0; i < kUnit<A>; ++i) {
           slope.add_divergences(x[i], y[i], few);
         }
-        pair = AddPairs<A>()(pair, few);
+        pair = pair + few;
       });
     });
     walk.singles([&](int column) {
       slope.add_divergences(
           element<A>(student.at(column), student.type), element<A>(teacher.at(column), teacher.type), pair);
     });
-    pair = merge_warps(pair, Pair<A>{0, 0, 0, 0}, shared_pairs, warp, warps, AddPairs<A>());
-    numbers.mean_student = pair.student / pair.q;
-    numbers.mean_teacher = pair.teacher / pair.p;
+    pair = merge_warps(pair, Pair<A>{0, 0, 0, 0}, shared_pairs, warp, warps, Add());
+    stats.mean_student = pair.student / pair.q;
+    stats.mean_teacher = pair.teacher / pair.p;
   }
-  return numbers;
+  return stats;
 }
 
 // The row's gradient for a gradient of 1, from the end that the last sweep left.
 template <Direction direction, class A>
 __device__ __forceinline__ void write_gradient(
-    const Problem<A>& p, const RowInfo<A>& row, const Slope<A>& slope, char* gradient) {
+    const Rows<A>& p, const RowInfo<A>& row, const Slope<A>& slope, char* gradient) {
   const Row student = row.student(p), teacher = row.teacher(p);
   const TargetRow target{gradient + row.row * p.classes * bytes_of(student.type), student.type};
   const Walk<A> walk(target.data, target.type, p.classes, threadIdx.x, blockDim.x);
@@ -167,21 +166,20 @@ __device__ __forceinline__ void write_gradient(
 
 template <class A, Direction direction, bool gradient>
 __global__ void __launch_bounds__(kWideThreads, forward_blocks<A>(direction, gradient))
-    wide_forward(const __grid_constant__ Problem<A> p, const __grid_constant__ ForwardTargets<A> to) {
+    wide_forward(const __grid_constant__ Rows<A> p, const __grid_constant__ ForwardTargets<A> to) {
   Total total{0, 0};
   for (int64_t first = int64_t{blockIdx.x} * blockDim.y; first < p.rows(); first += int64_t{gridDim.x} * blockDim.y) {
     if (first + threadIdx.y >= p.rows()) {
       break;  // only where a row belongs to one warp, so no barrier is missed
     }
     const RowInfo<A> row(p, first + threadIdx.y);
-    Numbers<A> numbers{0, 0, 0, 0, 0, 0, 0};
+    RowStats<A> stats{0, 0, 0, 0, 0, 0, 0};
     A loss = 0;
     if (row.kept) {
-      numbers = measure<direction>(p, row);
+      stats = measure<direction>(p, row);
       const Row student = row.student(p);
-      const A label_logit =
-          p.ce_weight != A(0) ? element<A>(student.at(row.label), student.type) : A(0);
-      loss = row.loss(p, row.slope(p, direction, numbers, A(1)), label_logit);
+      const A label_logit = p.options.ce_weight != A(0) ? element<A>(student.at(row.label), student.type) : A(0);
+      loss = row.loss(p, row.slope(p, direction, stats, A(1)), label_logit);
     }
     if (threadIdx.x == 0) {
       total.loss += loss;
@@ -189,12 +187,12 @@ __global__ void __launch_bounds__(kWideThreads, forward_blocks<A>(direction, gra
       if (to.losses) {
         to.losses[row.row] = loss;
       }
-      if (to.numbers) {
-        to.numbers[row.row] = numbers;
+      if (to.stats) {
+        to.stats[row.row] = stats;
       }
     }
     if constexpr (gradient) {
-      write_gradient<direction>(p, row, row.slope(p, direction, numbers, A(1) / forward_divisor(to)), to.gradient);
+      write_gradient<direction>(p, row, row.slope(p, direction, stats, A(1) / forward_divisor(to)), to.gradient);
     }
   }
   finish(to, total);
@@ -203,12 +201,14 @@ __global__ void __launch_bounds__(kWideThreads, forward_blocks<A>(direction, gra
 // gridDim.y blocks share a row. `summed`: a teacher's row gets the sum over the groups.
 template <class A, Direction direction, bool summed>
 __global__ void __launch_bounds__(kWideThreads, kBackwardBlocks<A>)
-    wide_backward(const __grid_constant__ Problem<A> p, const __grid_constant__ BackwardTargets<A> to) {
+    wide_backward(const __grid_constant__ Rows<A> p, const __grid_constant__ BackwardTargets<A> to) {
   const int thread = blockIdx.y * blockDim.x + threadIdx.x, threads = gridDim.y * blockDim.x;
   const auto target = [&](char* gradient, Type type, int64_t row) {
     return TargetRow{gradient + row * p.classes * bytes_of(type), type};
   };
-  const auto slope_of = [&](const RowInfo<A>& row) { return row.slope(p, direction, to.numbers[row.row], row.factor(to)); };
+  const auto slope_of = [&](const RowInfo<A>& row) {
+    return row.slope(p, direction, to.stats[row.row], row.factor(to));
+  };
   for (int64_t index = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; index < to.rows;
        index += int64_t{gridDim.x} * blockDim.y) {
     const TargetRow to_teacher = target(to.teacher, to.teacher_type, index);
@@ -290,4 +290,4 @@ __global__ void __launch_bounds__(kWideThreads, kBackwardBlocks<A>)
   }
 }
 
-}  // namespace merc::cuda
+}  // namespace merc::kd_divergence::cuda

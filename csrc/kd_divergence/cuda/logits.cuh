@@ -1,22 +1,13 @@
-// Logits of any float type in device memory: one element, or a unit of neighbours by 16-byte accesses, wherever it
-// starts.
+// Logits in device memory: units of neighbours by 16-byte accesses, wherever they start.
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <cstdint>
 
-namespace merc::cuda {
+#include "../../cuda/elements.cuh"
 
-enum class Type : int { f64, f32, bf16, f16 };
+namespace merc::kd_divergence::cuda {
 
-__host__ __device__ constexpr int bytes_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
-
-// Quotient without the slow 64-bit division where 32 bits hold both.
-__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
-  return ((a | b) >> 32) == 0 ? static_cast<uint32_t>(a) / static_cast<uint32_t>(b) : a / b;
-}
+using namespace merc::cuda;
 
 // (G, N, C), or (N, C) shared by the groups, which then lie 0 apart; neighbours in a row lie 1 apart.
 struct Logits {
@@ -26,50 +17,6 @@ struct Logits {
 
   __device__ int64_t offset(int64_t group, int64_t index) const { return group * group_stride + index * row_stride; }
 };
-
-// One row of logits, or of a gradient.
-template <class Pointer>
-struct RowOf {
-  Pointer data;
-  Type type;
-
-  __device__ Pointer at(int column) const { return data + int64_t{column} * bytes_of(type); }
-};
-using Row = RowOf<const char*>;
-using TargetRow = RowOf<char*>;
-
-template <class A>
-__device__ __forceinline__ A element(const char* at, Type type) {
-  switch (type) {
-    case Type::f64:
-      return static_cast<A>(*reinterpret_cast<const double*>(at));
-    case Type::f32:
-      return static_cast<A>(*reinterpret_cast<const float*>(at));
-    case Type::bf16:
-      return static_cast<A>(__uint_as_float(uint32_t{*reinterpret_cast<const uint16_t*>(at)} << 16));
-    default:
-      return static_cast<A>(__half2float(__ushort_as_half(*reinterpret_cast<const uint16_t*>(at))));
-  }
-}
-
-__device__ __forceinline__ uint16_t half_bits(float value, Type type) {
-  return type == Type::bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(value))
-                            : __half_as_ushort(__float2half_rn(value));
-}
-
-template <class A>
-__device__ __forceinline__ void put_element(char* at, Type type, A value) {
-  switch (type) {
-    case Type::f64:
-      *reinterpret_cast<double*>(at) = value;
-      break;
-    case Type::f32:
-      *reinterpret_cast<float*>(at) = static_cast<float>(value);
-      break;
-    default:
-      *reinterpret_cast<uint16_t*>(at) = half_bits(static_cast<float>(value), type);
-  }
-}
 
 // How many neighbours a thread takes at once.
 template <class A>
@@ -232,4 +179,4 @@ struct Span {
   __device__ int single(int i) const { return i < head ? i : i + units * kUnit<A>; }
 };
 
-}  // namespace merc::cuda
+}  // namespace merc::kd_divergence::cuda
