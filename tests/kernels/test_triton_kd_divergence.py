@@ -81,7 +81,8 @@ def run(kernels, student, teacher, options: dict[str, Any], wanted=(True, True),
     tensors = (student, teacher, row_temperature, o["labels"], weights)
     t = 1.0 if per_row else float(o["temperature"])
     numbers = (t, DIRECTIONS.index(o["direction"]), o["beta"], o["ce_weight"], o["scale_by_t2"], o["ignore_index"])
-    loss, divisor, saved = kernels.kd_divergence(*tensors, *numbers, {"none": 0, "sum": 1, "batchmean": 3}[o["reduction"]], 1)
+    reduction = {"none": 0, "sum": 1, "batchmean": 3}[o["reduction"]]
+    loss, divisor, saved = kernels.kd_divergence(*tensors, *numbers, reduction, 1)
     assert loss.dtype == divisor.dtype == saved.dtype == accumulate
     assert saved.shape == (student.shape[:-1].numel(), 7)
     grad = upstream_of(loss) if upstream is None else upstream
