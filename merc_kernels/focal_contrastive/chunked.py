@@ -3,9 +3,9 @@ r"""Focal contrastive loss in plain PyTorch, some rows of the N x N matrix at a 
     L_i = logsumexp_j s_ij      loss_i = a_i sum_{j in P(i)} -h_ij (s_ij - L_i)      G_i = sum_{j in P(i)} dg/dL
     W_ij = a_i ([j in P(i)] dg/ds(s_ij, L_i) + exp(s_ij - L_i) G_i)      dZ = (W + W') Z / tau
 
-with the factor h and the derivatives of g = -h (s - L) as in csrc/focal.h. The two primitives keep rows and columns
-apart: `_row_stats` and `_gradient_rows`. The forward pass keeps L (in two parts), G and a of each row; the backward
-pass recomputes the rest.
+with the factor h and the derivatives of g = -h (s - L) as in csrc/focal_contrastive/focal.h. The two primitives keep
+rows and columns apart: `_row_stats` and `_gradient_rows`. The forward pass keeps L (in two parts), G and a of each row;
+the backward pass recomputes the rest.
 """
 
 from collections.abc import Iterator

@@ -3,7 +3,7 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
 r"""A tile of pairs of rows, in Triton: what both sweeps over pairs share.
 
-A positive pair adds g(s, L), with l = s - L, and its derivatives are those of csrc/focal.h::
+A positive pair adds g(s, L), with l = s - L, and its derivatives are those of csrc/focal_contrastive/focal.h::
 
     g(s, L) = -h l      h = base^gamma,  base = (1 - z.z') / 2  or  1 - e^l,  clamped to [floor, 1]
     dg/ds = -h - h' l   h' = -(gamma tau / 2) base^(gamma - 1)  or  -gamma e^l base^(gamma - 1); 0: detached, clamped
