@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels._shared.triton.scalars import bits
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.call import Call, Source, length, row_programs, splits_of
 from merc_kernels.focal_contrastive.triton.configuration import (
@@ -321,7 +322,7 @@ def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tenso
         call.groups,
         dz.shape[0],
         call.width,
-        call.float_options[0],
+        bits(call.options.temperature),
         SHARED=shared,
         NORMALIZE=call.options.normalize,
         **tile,
