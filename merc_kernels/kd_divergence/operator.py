@@ -13,6 +13,7 @@ from torch import Tensor
 
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
+from merc_kernels._shared.options import REDUCTIONS
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
 _NOTHING, _STATS, _GRADIENT = range(3)  # what the forward pass saves
@@ -23,7 +24,7 @@ def _fake(tensors: Sequence[Any], numbers: Sequence[Any], _: str) -> list[Tensor
     *_others, reduction, save = numbers
     dtype = accumulate(student, teacher)
     rows = student.shape[:-1]
-    loss = student.new_empty(rows if reduction == 0 else (), dtype=dtype)
+    loss = student.new_empty(rows if REDUCTIONS[reduction] == "none" else (), dtype=dtype)
     if save == _GRADIENT:
         return [loss, student.new_empty(student.shape)]
     return [loss, student.new_empty((math.prod(rows), 7) if save == _STATS else (0,), dtype=dtype)]
