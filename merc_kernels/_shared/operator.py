@@ -8,12 +8,13 @@ for; a backend in Python has operators ``merc::name_BACKEND`` of the same schema
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from merc_kernels._shared import backends, checks, torch_private
+from merc_kernels._shared.once import differentiable_once, refuse
 from merc_kernels._shared.options import Options
 
 COMPILED = "compiled"
@@ -150,6 +151,10 @@ class Operator:
         return loss
 
 
+def _nothing_kept(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """A second derivative needs nothing saved: it raises."""
+
+
 def _keep(described: Description, ctx: Any, tensors: Sequence[Any], numbers: Sequence[Any], output: Any) -> None:
     ctx.numbers = numbers
     ctx.set_materialize_grads(False)
@@ -174,7 +179,7 @@ def _gradients(described: Description, operator: Any) -> Callable[..., list[Tens
             made = [None if x is None else (x * grad).to(x.dtype) for x in made]
         for i, x in zip(described.differentiable, made, strict=True):
             if needs[i] and x is not None:
-                results[i] = _differentiable_once(x, (grad, *inputs)) if torch.is_grad_enabled() else x
+                results[i] = differentiable_once(x, (grad, *inputs)) if torch.is_grad_enabled() else x
         return results
 
     return gradients
@@ -229,32 +234,7 @@ def with_gradients(both: Callable[..., tuple[Tensor, Sequence[Tensor | None]]]) 
                 ctx.gradients, gradients = gradients, [None if x is None else x * grad for x in gradients]
             if torch.is_grad_enabled():
                 inputs = (grad, *ctx.saved_tensors)
-                gradients = [None if x is None else _differentiable_once(x, inputs) for x in gradients]
+                gradients = [None if x is None else differentiable_once(x, inputs) for x in gradients]
             return *gradients, None
 
     return torch_private.apply_of(FusedWithGradients)
-
-
-def refuse(*_: Any) -> NoReturn:
-    """The backward pass of a backward pass."""
-    raise RuntimeError("a fused backend has first derivatives only; for second ones use backend='reference'")
-
-
-def _nothing_kept(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """A second derivative needs nothing saved: it raises."""
-
-
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        refuse()
-
-
-def _differentiable_once(gradient: Tensor, inputs: Sequence[Tensor | None]) -> Tensor:
-    """``gradient``, which depends on ``inputs`` in ways autograd did not see: differentiating it again raises."""
-    once: Tensor = _Once.apply(gradient, *inputs)  # type: ignore[no-untyped-call]
-    return once

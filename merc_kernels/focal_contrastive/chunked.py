@@ -43,7 +43,7 @@ class _Rows(NamedTuple):
 class _Stats(NamedTuple):
     """Of each anchor: the maximum m of its s, G, the weight a and L - m; [G, R]."""
 
-    most: Tensor
+    row_max: Tensor
     g: Tensor
     a: Tensor
     log_sum: Tensor
@@ -72,14 +72,14 @@ def _row_stats(rows: _Rows, columns: _Rows, tau: Tau, options: FocalContrastiveO
     cosine = rows.z @ columns.z.mT  # [G, R, K]
     candidate, positive = _pairs(rows, columns)
     s = (cosine / tau).masked_fill(~candidate, -torch.inf)
-    most = s.amax(-1)
-    s = s - most[..., None]
+    row_max = s.amax(-1)
+    s = s - row_max[..., None]
     log_sum = s.exp().sum(-1).log()
     log_p = torch.where(positive, s - log_sum[..., None], 0)
     h, slope = _factor(cosine, log_p, tau, options)
     by_lse = h if options.detach_focal or options.focal == "similarity" else h + slope * log_p
     value = -(h * log_p).sum(-1)
-    return most, log_sum, value, torch.where(positive, by_lse, 0).sum(-1), positive.sum(-1)
+    return row_max, log_sum, value, torch.where(positive, by_lse, 0).sum(-1), positive.sum(-1)
 
 
 def _weights(
@@ -93,8 +93,8 @@ def _weights(
 ) -> Tensor:
     """W, the rows as anchors; ``plain``: without the factor's derivative in the similarity form."""
     candidate, positive = _pairs(rows, columns)
-    most, g, a, log_sum = (x[..., None] for x in stats)
-    log_p = torch.where(candidate, cosine / tau - most - log_sum, -torch.inf)
+    row_max, g, a, log_sum = (x[..., None] for x in stats)
+    log_p = torch.where(candidate, cosine / tau - row_max - log_sum, -torch.inf)
     h, slope = _factor(cosine, log_p.masked_fill(~positive, 0), tau, options)
     if not (options.detach_focal or (plain and options.focal == "similarity")):
         h = h + slope * log_p.masked_fill(~positive, 0)
@@ -168,13 +168,13 @@ def forward(
         for begin, end in rows.chunks(x.shape[1]):
             for of_all, part in zip(sums, _row_stats(rows.part(begin, end), rows, tau, options), strict=True):
                 of_all[:, begin:end] = part
-        most, log_sum, value, g, count = sums
+        row_max, log_sum, value, g, count = sums
         counts = count > 0
         a = counts / count.clamp(min=1)
         if class_weights is not None:
             a = torch.where(counts, a * class_weights[torch.where(counts, y, 0)], 0)
-        most = most.masked_fill(~counts, torch.inf)
-        stats = torch.stack([most, *(torch.where(counts, x, 0) for x in (g, a, log_sum))], -1)
+        row_max = row_max.masked_fill(~counts, torch.inf)
+        stats = torch.stack([row_max, *(torch.where(counts, x, 0) for x in (g, a, log_sum))], -1)
         loss = torch.where(counts, a * value, 0)
         divisor = torch.ones((), dtype=dtype, device=z.device)
         if options.reduction in ("mean", "batchmean"):
@@ -205,11 +205,11 @@ def backward(
     tau = options.temperature if temperature is None else temperature
     with torch.autocast(z.device.type, enabled=False):
         rows = _rows_of(z, index, sizes, options)
-        most, g, a, log_sum = stats.unbind(-1)
-        scale = grad / divisor
+        row_max, g, a, log_sum = stats.unbind(-1)
+        upstream = grad / divisor
         if grad.dim():
-            scale = torch.nn.functional.pad(scale.reshape(z.shape[0], sizes[0]), (0, z.shape[1] - sizes[0]))
-        whole = _Stats(most, g, a * scale, log_sum)
+            upstream = torch.nn.functional.pad(upstream.reshape(z.shape[0], sizes[0]), (0, z.shape[1] - sizes[0]))
+        whole = _Stats(row_max, g, a * upstream, log_sum)
 
         sources = (embeddings, prototypes, refs)
         ends = [0, sizes[0], sum(sizes), z.shape[1]]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
+from merc_kernels._shared.options import REDUCTIONS
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 
 _SMALL = 1 << 22  # pairs of rows of a batch that both passes serve at once: 16 MB of cosines
@@ -26,9 +27,9 @@ def _fake(tensors: Sequence[Any], numbers: Sequence[Any], backend: str) -> list[
     shape = (embeddings.shape[0] if embeddings.dim() == 3 else 1, sum(x.shape[-2] for x in vectors))
     same = all(x.dtype == embeddings.dtype for x in vectors)
     short = same and embeddings.device.type in _SHORT_ROWS[backend]
-    reduction = numbers[-1]
+    none = REDUCTIONS[numbers[-1]] == "none"
     return [
-        embeddings.new_empty(embeddings.shape[:-1] if reduction == 0 else (), dtype=dtype),
+        embeddings.new_empty(embeddings.shape[:-1] if none else (), dtype=dtype),
         embeddings.new_empty((*shape, embeddings.shape[-1]), dtype=embeddings.dtype if short else dtype),
         embeddings.new_empty(shape, dtype=dtype),
         embeddings.new_empty((*shape, 4), dtype=dtype),

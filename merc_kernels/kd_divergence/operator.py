@@ -13,9 +13,10 @@ from torch import Tensor
 
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
+from merc_kernels._shared.options import REDUCTIONS
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
-_NOTHING, _NUMBERS, _GRADIENT = range(3)  # what the forward pass saves
+_NOTHING, _STATS, _GRADIENT = range(3)  # what the forward pass saves
 
 
 def _fake(tensors: Sequence[Any], numbers: Sequence[Any], _: str) -> list[Tensor]:
@@ -23,10 +24,10 @@ def _fake(tensors: Sequence[Any], numbers: Sequence[Any], _: str) -> list[Tensor
     *_others, reduction, save = numbers
     dtype = accumulate(student, teacher)
     rows = student.shape[:-1]
-    loss = student.new_empty(rows if reduction == 0 else (), dtype=dtype)
+    loss = student.new_empty(rows if REDUCTIONS[reduction] == "none" else (), dtype=dtype)
     if save == _GRADIENT:
         return [loss, student.new_empty(student.shape)]
-    return [loss, student.new_empty((math.prod(rows), 7) if save == _NUMBERS else (0,), dtype=dtype)]
+    return [loss, student.new_empty((math.prod(rows), 7) if save == _STATS else (0,), dtype=dtype)]
 
 
 def _already(numbers: Sequence[Any], kept: Sequence[Tensor]) -> list[Tensor | None] | None:
@@ -98,4 +99,4 @@ def kd_divergence(
         # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
         if options.reduction != "none" and student.dtype != torch.float16:
             return _of_a_student(*tensors, (*options.numbers, _GRADIENT))
-    return _operator(backend, plain, tensors, (*options.numbers, _NUMBERS))
+    return _operator(backend, plain, tensors, (*options.numbers, _STATS))

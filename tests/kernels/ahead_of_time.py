@@ -12,7 +12,7 @@ from merc_kernels._shared.triton import reduction
 from merc_kernels.focal_contrastive.triton import configuration as contrastive
 from merc_kernels.focal_contrastive.triton import pack as of_rows
 from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
-from merc_kernels.focal_contrastive.triton.sums import BOTH, SUMS, TERMS, pair_sums_kernel
+from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
 from merc_kernels.kd_divergence.options import Direction
 from merc_kernels.kd_divergence.triton import launch as kd_divergence
 from merc_kernels.kd_divergence.triton.kernels import backward_kernel, forward_kernel
@@ -88,7 +88,7 @@ def _linear() -> Iterator[Configuration]:
     """The kernels that take a row at a time, of up to 4096 features."""
     for accumulate, some in itertools.product((torch.float64, torch.float32), (False, True)):
         block: dict[str, Any] = {"BLOCK": contrastive.ROW_BLOCK}
-        yield _configuration(of_rows.numbers_kernel, accumulate, {}, {**block, "BOUNDED": some})
+        yield _configuration(of_rows.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some})
         for partial, kept in ((True, True), (True, False), (False, False)):
             constants = {**block, "SIMILARITY": some, "BOUNDED": some, "PARTIAL": partial, "KEPT": kept}
             constants |= {} if some else {"weights_ptr": None}
@@ -100,7 +100,7 @@ def _linear() -> Iterator[Configuration]:
         pointees = {"x_ptr": dtype, "z_ptr": packed, "out_ptr": dtype}
         for aligned, some in itertools.product((("stride_xg", "stride_xn", "width"), ()), (False, True)):
             arguments: dict[str, Any] = {**contrastive.row_tile(width)} | {"NORMALIZE": normalize, "SHARED": some}
-            arguments |= {} if packed == torch.float16 else {"scale_ptr": None}
+            arguments |= {} if packed == torch.float16 else {"matrix_scale_ptr": None}
             arguments |= {} if some else {"labels_ptr": None, "temperature_ptr": None}
             for kernel in (of_rows.pack_kernel, of_rows.unpack_kernel):
                 yield _configuration(kernel, accumulate, pointees, arguments, aligned)
@@ -118,7 +118,7 @@ def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned
     """The kernels of pairs for rows of ``width``, a power of 2, or of one less where they are not aligned."""
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     pointees = {"row_z_ptr": dtype, "column_z_ptr": dtype}
-    absent: dict[str, Any] = {} if dtype == torch.float16 else {"scale_ptr": None}
+    absent: dict[str, Any] = {} if dtype == torch.float16 else {"matrix_scale_ptr": None}
     absent |= {"temperature_ptr": None} if variant.bounded else {}  # of one on the device no bound is known
 
     less = 0 if aligned else 1
@@ -135,7 +135,7 @@ def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned
         options = tile.options() | {"WHOLE": width <= tile.width, "MATRIX": held is None}
         return options if tau else options | {"tau_ptr": None}
 
-    for step in (BOTH,) if variant.similarity else (SUMS, TERMS):
+    for step in (BOTH,) if variant.similarity else (LSE, TERMS):
         for tile, architectures in _tiles(sums, width - less, _WIDEST - less):
             arguments = absent | variant.constants() | tile | {"STEP": step.value}
             yield _configuration(pair_sums_kernel, accumulate, pointees, arguments, multiples, architectures)

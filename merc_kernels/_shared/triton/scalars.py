@@ -10,11 +10,19 @@ import struct
 import triton
 import triton.language as tl
 
+from merc_kernels._shared.options import Options
+
 
 def bits(value: float) -> int:
     """What a kernel is given."""
     number: int = struct.unpack("q", struct.pack("d", value))[0]
     return number
+
+
+def float_options(options: Options) -> tuple[int, ...]:
+    """What a kernel is given of the options that are floats, in the order of their fields."""
+    pairs = zip(options.columns, options.numbers, strict=True)
+    return tuple(bits(number) for column, number in pairs if column.type == "float")
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from merc_kernels._shared.triton.scalars import bits
+from merc_kernels._shared.triton.scalars import float_options
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.configuration import Tile, Variant, architecture_of
 
@@ -78,7 +78,7 @@ class Call:
         self.packed_dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
         self.temperature = temperature
         self.options = options
-        self.bits = bits(options.temperature), bits(options.gamma)
+        self.float_options = float_options(options)
         self.variant = Variant.of(options, known_temperature=temperature is None)
         self.architecture = architecture_of(self.device)
 

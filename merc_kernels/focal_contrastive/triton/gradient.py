@@ -8,6 +8,9 @@ r"""The gradient of the focal contrastive loss by its unit rows, and by the temp
     W_ij = a_i ([j in P(i)] dg/ds(s_ij, L_i) + e^(s_ij - L_i) G_i)        G_i = sum_P dg/dL
     dZ = (W + W') Z / tau       dtau = -sum W_ij s_ij / tau, where W leaves out h' of similarity
 
+Letters: s score, L its logarithmic sum over the candidates, P the positives, g what a positive pair adds, h its focal
+factor, a = w / |P| with the incoming gradient; N rows, M columns, G groups, D features.
+
 A program owns its rows: both W_ij and W_ji are formed for them, from m, log2 E, G and a of either row. A row that is no
 anchor has a = G = 0, one that is not kept z = 0: neither needs a mask. What falls to a row that is not kept is never
 read.
@@ -17,7 +20,7 @@ import triton
 import triton.language as tl
 
 from merc_kernels._shared.triton.scalars import double
-from merc_kernels.focal_contrastive.triton.pack import LN2, NEVER, log2_scale, scalar
+from merc_kernels.focal_contrastive.triton.pack import LN2, NEVER, log2_per_tau, scalar
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
     dot,
@@ -33,13 +36,18 @@ from merc_kernels.focal_contrastive.triton.tiles import (
 
 
 @triton.jit
-def _numbers(numbers_ptr, n, count, total, AXIS: tl.constexpr):
+def _stats(scaled_ptr, n, count, total, AXIS: tl.constexpr):
     # m, log2 E, the factor of e^s, a, as a column or a row of the tile; a row that is not there is no anchor
-    most = tl.load(numbers_ptr + n, mask=n < count, other=NEVER)
-    log_e = tl.load(numbers_ptr + total + n, mask=n < count, other=0.0)
-    soft = tl.load(numbers_ptr + 2 * total + n, mask=n < count, other=0.0)
-    a = tl.load(numbers_ptr + 3 * total + n, mask=n < count, other=0.0)
-    return tl.expand_dims(most, AXIS), tl.expand_dims(log_e, AXIS), tl.expand_dims(soft, AXIS), tl.expand_dims(a, AXIS)
+    row_max = tl.load(scaled_ptr + n, mask=n < count, other=NEVER)
+    log2_sum = tl.load(scaled_ptr + total + n, mask=n < count, other=0.0)
+    soft = tl.load(scaled_ptr + 2 * total + n, mask=n < count, other=0.0)
+    a = tl.load(scaled_ptr + 3 * total + n, mask=n < count, other=0.0)
+    return (
+        tl.expand_dims(row_max, AXIS),
+        tl.expand_dims(log2_sum, AXIS),
+        tl.expand_dims(soft, AXIS),
+        tl.expand_dims(a, AXIS),
+    )
 
 
 @triton.jit
@@ -58,11 +66,11 @@ def _weights(
     BOUNDED: tl.constexpr,
 ):
     # W + W' of a tile's pairs, and W without h' of similarity
-    most, log_e, soft, a = row  # [BLOCK_N, 1]
-    column_most, column_log_e, column_soft, column_a = column  # [1, PART]
+    row_max, log2_sum, soft, a = row  # [BLOCK_N, 1]
+    column_max, column_log2_sum, column_soft, column_a = column  # [1, PART]
     score = cosine * to_score
-    ell = (score - most) - log_e
-    column_ell = (score - column_most) - column_log_e
+    ell = (score - row_max) - log2_sum
+    column_ell = (score - column_max) - column_log2_sum
     if BOUNDED:
         e = tl.exp2(score)
         soft_w, soft_m = soft * e, (soft + column_soft) * e
@@ -91,12 +99,12 @@ def pair_gradient_kernel(
     tau_ptr,  # (programs,), or None
     row_z_ptr,  # (G, row_total, D)
     row_label_ptr,
-    row_numbers_ptr,  # (G, 4, row_total)
+    row_stats_ptr,  # (G, 4, row_total)
     column_z_ptr,
     column_label_ptr,
-    column_numbers_ptr,
+    column_stats_ptr,
     temperature_ptr,
-    scale_ptr,  # of W + W' in what is written, where 16 bits do not reach; or None
+    matrix_scale_ptr,  # of W + W' in what is written, where 16 bits do not reach; or None
     rows,
     row_first,
     row_total,
@@ -125,7 +133,7 @@ def pair_gradient_kernel(
 ):
     """Gradient of BLOCK_N rows from one run of columns."""
     PART: tl.constexpr = BLOCK_M // PARTS
-    dtype: tl.constexpr = row_numbers_ptr.dtype.element_ty
+    dtype: tl.constexpr = row_stats_ptr.dtype.element_ty
     start, split, group = place(rows, splits, BLOCK_N)
     g = group + first_group
     i = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
@@ -133,17 +141,17 @@ def pair_gradient_kernel(
     row_z_ptr += row_base * width
     column_z_ptr += column_base * width
     column_label_ptr += column_base
-    column_numbers_ptr += g * 4 * column_total + column_first
+    column_stats_ptr += g * 4 * column_total + column_first
     label = labels(row_label_ptr + row_base, i, rows)[:, None]
-    row = _numbers(row_numbers_ptr + g * 4 * row_total + row_first, i, rows, row_total, 1)
+    row = _stats(row_stats_ptr + g * 4 * row_total + row_first, i, rows, row_total, 1)
     lane = tl.arange(0, BLOCK_D)
     if WHOLE:
         row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
-    tau, to_score = scalar(temperature_ptr, temperature, dtype), log2_scale(temperature_ptr, temperature, dtype)
+    tau, to_score = scalar(temperature_ptr, temperature, dtype), log2_per_tau(temperature_ptr, temperature, dtype)
     power = double(gamma).to(dtype)
-    scale = tl.full([], 1.0, dtype)
-    if scale_ptr is not None:
-        scale = tl.load(scale_ptr)
+    matrix_scale = tl.full([], 1.0, dtype)
+    if matrix_scale_ptr is not None:
+        matrix_scale = tl.load(matrix_scale_ptr)
     dz = tl.zeros([BLOCK_N, BLOCK_D], dtype)
     dtau = tl.zeros([BLOCK_N], dtype)
     for tile in range(0, tiles):
@@ -173,12 +181,12 @@ def pair_gradient_kernel(
             j = first + part * PART + tl.arange(0, PART)
             alike = label == labels(column_label_ptr, j, columns)[None, :]
             other = (i + row_first)[:, None] != (j + column_first)[None, :]
-            column = _numbers(column_numbers_ptr, j, columns, column_total, 0)
+            column = _stats(column_stats_ptr, j, columns, column_total, 0)
             some = cosines[part]
             m, w = _weights(some, alike, other, row, column, to_score, tau, power, SIMILARITY, DETACH, POWER, BOUNDED)
             if tau_ptr is not None:
                 dtau += tl.sum(w * some, 1)
-            m = (m * scale).to(row_z_ptr.dtype.element_ty)
+            m = (m * matrix_scale).to(row_z_ptr.dtype.element_ty)
             if MATRIX and out_ptr is not None:
                 target = out_ptr + ((group * rows + i) * columns)[:, None] + j[None, :]
                 tl.store(target, m, mask=(i < rows)[:, None] & (j < columns)[None, :])

@@ -3,8 +3,8 @@
 r"""The focal contrastive loss in Triton: the operators, made of the kernels beside this file.
 
 Forward: pack, sums over pairs (for probability a second sweep, over what L weighs), finish, reduce. Backward: the
-numbers of a row, and then for each wanted source its gradient from all columns, and unpack. Narrow rows stay in
-registers with their gradient (`held_tile`). Wider ones have W + W' written strip by strip, and the vendor's matrix
+scaled statistics of a row, and then for each wanted source its gradient from all columns, and unpack. Narrow rows stay
+in registers with their gradient (`held_tile`). Wider ones have W + W' written strip by strip, and the vendor's matrix
 product multiplies it by Z: the scores are then computed once, whatever the width.
 
 A float32 product is what torch.matmul would make of it: tf32 where torch.backends.cuda.matmul allows it, else IEEE.
@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels._shared.triton.scalars import bits
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.call import Call, Source, length, row_programs, splits_of
 from merc_kernels.focal_contrastive.triton.configuration import (
@@ -30,12 +31,12 @@ from merc_kernels.focal_contrastive.triton.configuration import (
 from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
 from merc_kernels.focal_contrastive.triton.pack import (
     finish_kernel,
-    numbers_kernel,
     pack_kernel,
     rank_kernel,
+    scaled_stats_kernel,
     unpack_kernel,
 )
-from merc_kernels.focal_contrastive.triton.sums import BOTH, SUMS, TERMS, pair_sums_kernel
+from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
 
 _STRIP_BYTES = 1 << 28  # of W + W' at a time: thousands of rows, to fill the chip with one matrix product
 _FLOAT16_TOP = 1024.0  # largest a (1 + G) in float16: a 32nd of what it holds, and 2^-34 of it is not yet 0
@@ -131,7 +132,7 @@ def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
     partial = z.new_empty((splits, 5, call.groups * call.anchors), dtype=call.dtype)
     if partial.numel() == 0:
         return partial, splits
-    for step in (BOTH,) if call.variant.similarity else (SUMS, TERMS):
+    for step in (BOTH,) if call.variant.similarity else (LSE, TERMS):
         pair_sums_kernel[(blocks * splits,)](
             partial,
             z,
@@ -150,7 +151,7 @@ def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             length(tiles, call.device),
             length(triton.cdiv(call.width, tile.width), call.device),
             call.width,
-            *call.bits,
+            *call.float_options,
             STEP=step,
             WHOLE=call.width <= tile.width,
             **tile.options(),
@@ -187,10 +188,10 @@ def backward(
         return results[0].zero_(), results[1].zero_(), results[2].zero_(), dtau
 
     with torch.cuda.device_of(z):
-        numbers = z.new_empty((call.groups, 4, call.total), dtype=call.dtype)
+        scaled_stats = z.new_empty((call.groups, 4, call.total), dtype=call.dtype)
         grad = grad.contiguous()
-        numbers_kernel[row_programs(call.total, ROW_BLOCK, call.groups)](
-            numbers,
+        scaled_stats_kernel[row_programs(call.total, ROW_BLOCK, call.groups)](
+            scaled_stats,
             stats,
             grad,
             divisor,
@@ -199,18 +200,20 @@ def backward(
             BOUNDED=call.variant.bounded,
             BLOCK=ROW_BLOCK,
         )
-        scale = None
+        matrix_scale = None
         if z.dtype == torch.float16:  # a ~ 1 / (N |P|) would be lost in it
-            largest = (numbers[:, 3] * (1 + stats[..., 1])).abs().amax()
-            scale = torch.where(largest > 0, _FLOAT16_TOP / largest, 1)
+            largest = (scaled_stats[:, 3] * (1 + stats[..., 1])).abs().amax()
+            matrix_scale = torch.where(largest > 0, _FLOAT16_TOP / largest, 1)
         taus: list[Tensor] = []
         for source, result in zip(call.sources, results, strict=True):
             of_tau = temperature_wanted and source is not None and source.first < call.anchors
             if source is None or source.rows == 0 or not (result.numel() or of_tau):
                 continue
-            dz = _gradient(call, source, z, index, numbers, scale, result.numel() > 0, taus if of_tau else None)
+            dz = _gradient(
+                call, source, z, index, scaled_stats, matrix_scale, result.numel() > 0, taus if of_tau else None
+            )
             if dz is not None:
-                _unpack(call, source, result, dz, norms, scale)
+                _unpack(call, source, result, dz, norms, matrix_scale)
         if taus:
             dtau = torch.cat(taus).sum(dtype=torch.float64).to(call.dtype)
     return results[0], results[1], results[2], dtau
@@ -221,8 +224,8 @@ def _gradient(
     source: Source,
     z: Tensor,
     index: Tensor,
-    numbers: Tensor,
-    scale: Tensor | None,
+    scaled_stats: Tensor,
+    matrix_scale: Tensor | None,
     of_rows: bool,
     taus: list[Tensor] | None,
 ) -> Tensor | None:
@@ -245,12 +248,12 @@ def _gradient(
             tau,
             z,
             index,
-            numbers,
+            scaled_stats,
             z,
             index,
-            numbers,
+            scaled_stats,
             call.temperature,
-            scale,
+            matrix_scale,
             rows,
             source.first + row,
             call.total,
@@ -263,7 +266,7 @@ def _gradient(
             length(tiles, call.device),
             length(triton.cdiv(call.width, tile.width), call.device),
             call.width,
-            *call.bits,
+            *call.float_options,
             SIMILARITY=call.variant.similarity,
             MATRIX=in_registers is None,
             WHOLE=call.width <= tile.width,
@@ -302,7 +305,7 @@ def _product(matrix: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.bmm(matrix.to(dtype), z.to(dtype))
 
 
-def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tensor, scale: Tensor | None) -> None:
+def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tensor, matrix_scale: Tensor | None) -> None:
     tile = row_tile(call.width)
     shared = source.x.dim() == 2
     unpack_kernel[row_programs(source.rows, tile["BLOCK_N"], 1 if shared else call.groups)](
@@ -311,7 +314,7 @@ def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tenso
         source.x,
         norms,
         call.temperature,
-        scale,
+        matrix_scale,
         *source.strides(),
         source.rows,
         source.first,
@@ -319,7 +322,7 @@ def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tenso
         call.groups,
         dz.shape[0],
         call.width,
-        call.bits[0],
+        bits(call.options.temperature),
         SHARED=shared,
         NORMALIZE=call.options.normalize,
         **tile,

@@ -7,8 +7,11 @@ r"""What the focal contrastive loss does a row at a time, in Triton: linear work
     rank      labels of 64 bits as numbers of 32, which is what the pairs compare; -1 where a row is not kept
     finish    from the partial sums of `pair_sums_kernel`:  L = m + log2 E,  H = sum h,  Q = sum h (s - m):
               value = H log2 E - Q (similarity), or summed as it is (probability);  a = w / |P|,  loss = a value
-    numbers   what a pair needs of either row, with the incoming gradient u in a: m, log2 E, a G, a
+    scaled    what a pair needs of either row, with the incoming gradient u in a: m, log2 E, a G, a
     unpack    dX = (dZ - (z.dZ) z) / |x|, summed over splits, and over the groups that share a row
+
+Letters: x a row, z the same of length 1; D features, N rows of a source and T of all sources, G groups; m the largest
+score of a row, E = sum 2^(s - m), P its positives, h the focal factor, w a class weight.
 
 Scores count in units of log 2 (s = z.z' log2(e) / tau), for 2^x is what the chip has. L stays in two parts, so that
 s - L keeps its digits where one candidate holds nearly all of p. Every output element has one program that writes it,
@@ -47,7 +50,7 @@ def root(x):
 
 
 @triton.jit
-def log2_scale(pointer, bits, dtype: tl.constexpr):
+def log2_per_tau(pointer, bits, dtype: tl.constexpr):
     """log2(e) / tau, rounded once: an error in it is one of every score."""
     tau = double(bits)
     if pointer is not None:
@@ -188,12 +191,12 @@ def finish_kernel(
         split += 1
     counts = count > 0
     e = tl.where(counts, e, 1.0)
-    log_e = tl.log2(e)
+    log2_sum = tl.log2(e)
     if SIMILARITY:
-        value = (slope * log_e - value) * LN2
+        value = (slope * log2_sum - value) * LN2
     if BOUNDED:  # m was 0: it takes the whole part of log2 E
-        top = tl.floor(log_e)
-        log_e = tl.log2(e * tl.exp2(-top))
+        top = tl.floor(log2_sum)
+        log2_sum = tl.log2(e * tl.exp2(-top))
     weight = tl.where(counts, 1.0, 0.0).to(dtype)
     if weights_ptr is not None:
         weight = tl.load(weights_ptr + label, mask=counts, other=0.0)
@@ -203,7 +206,7 @@ def finish_kernel(
     tl.store(place, tl.where(counts, top, NEVER), mask=n < total)
     tl.store(place + 1, tl.where(counts, slope, 0.0), mask=n < total)
     tl.store(place + 2, a, mask=n < total)
-    tl.store(place + 3, log_e, mask=n < total)
+    tl.store(place + 3, log2_sum, mask=n < total)
     if PARTIAL:
         counted = kept if KEPT else counts
         tl.store(loss_ptr + tl.program_id(0), tl.sum(loss, 0))
@@ -213,8 +216,8 @@ def finish_kernel(
 
 
 @triton.jit(do_not_specialize=["stride_ug", "stride_un", "total"])
-def numbers_kernel(
-    numbers_ptr,  # (G, 4, T): m; log2 E; a G, with BOUNDED times e^-L; a
+def scaled_stats_kernel(
+    scaled_ptr,  # (G, 4, T): m; log2 E; a G, with BOUNDED times e^-L; a
     stats_ptr,  # (G, T, 4)
     grad_ptr,  # a scalar (strides 0), or (G, N)
     divisor_ptr,
@@ -230,18 +233,18 @@ def numbers_kernel(
     n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = n < total
     place = stats_ptr + (g * total + n) * 4
-    most = tl.load(place, mask=inside, other=NEVER)
-    log_e = tl.load(place + 3, mask=inside, other=0.0)
+    row_max = tl.load(place, mask=inside, other=NEVER)
+    log2_sum = tl.load(place + 3, mask=inside, other=0.0)
     a = tl.load(place + 2, mask=inside, other=0.0)
     counts = a != 0  # what a row that does not count is sent, a NaN too, reaches nothing
     a = tl.where(counts, a * tl.load(grad_ptr + g * stride_ug + n * stride_un, mask=counts, other=0.0), 0.0)
     a /= tl.load(divisor_ptr)
     soft = a * tl.load(place + 1, mask=inside, other=0.0)
     if BOUNDED:
-        soft *= tl.exp2(-most) * tl.exp2(-log_e)
-    target = numbers_ptr + g * 4 * total + n
-    tl.store(target, most, mask=inside)
-    tl.store(target + total, log_e, mask=inside)
+        soft *= tl.exp2(-row_max) * tl.exp2(-log2_sum)
+    target = scaled_ptr + g * 4 * total + n
+    tl.store(target, row_max, mask=inside)
+    tl.store(target + total, log2_sum, mask=inside)
     tl.store(target + 2 * total, soft, mask=inside)
     tl.store(target + 3 * total, a, mask=inside)
 
@@ -253,7 +256,7 @@ def unpack_kernel(
     x_ptr,
     norms_ptr,  # (G, T)
     temperature_ptr,
-    scale_ptr,
+    matrix_scale_ptr,
     stride_xg,
     stride_xn,
     rows,
@@ -294,6 +297,6 @@ def unpack_kernel(
         total_grad += tl.where(kept, dz, 0.0)
         group += 1
     factor = 1 / scalar(temperature_ptr, temperature, dtype)
-    if scale_ptr is not None:
-        factor /= tl.load(scale_ptr)
+    if matrix_scale_ptr is not None:
+        factor /= tl.load(matrix_scale_ptr)
     tl.store(out_ptr + ((start * rows + n) * width)[:, None] + lane[None, :], total_grad * factor, mask=inside)

@@ -9,6 +9,9 @@ r"""Sums over the candidates of each anchor, in Triton.
     similarity:   H = sum_P h       Q = sum_P h (s - m)
     probability:  G = sum_P dg/dL   sum_P g
 
+Letters: s score, m its maximum over the candidates, P the positives, h the focal factor of a pair, g what a positive
+pair adds, L = m + log2 E; N rows, M columns, G groups, D features.
+
 Similarity takes one sweep, for neither H nor Q depends on L. Probability takes two, as h does. Which columns are
 candidates is a matter of their label alone: a row that an anchor must not see is not handed in.
 """
@@ -17,7 +20,7 @@ import triton
 import triton.language as tl
 
 from merc_kernels._shared.triton.scalars import double
-from merc_kernels.focal_contrastive.triton.pack import LN2, LOWEST, log2_scale, merged
+from merc_kernels.focal_contrastive.triton.pack import LN2, LOWEST, log2_per_tau, merged
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
     dot,
@@ -30,7 +33,7 @@ from merc_kernels.focal_contrastive.triton.tiles import (
     vectors,
 )
 
-SUMS, TERMS, BOTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+LSE, TERMS, BOTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -40,8 +43,8 @@ def _added(
     alike,
     other,
     bias,
-    most,
-    log_e,
+    row_max,
+    log2_sum,
     to_score,
     gamma,
     STEP: tl.constexpr,
@@ -62,7 +65,7 @@ def _added(
             e_sum = e_sum * tl.exp2(top - higher) + tl.sum(tl.exp2(seen - higher[:, None]), 1)
             value += slope_sum * (top - higher)  # Q, from the new maximum
             top = higher
-    if STEP != SUMS:
+    if STEP != LSE:
         positive = other & alike  # of a row that is not kept: never used
         count += tl.sum(tl.where(positive, 1.0, 0.0).to(top.dtype), 1)
         if STEP == BOTH:
@@ -71,7 +74,7 @@ def _added(
             slope_sum += tl.sum(h, 1)
             value += tl.sum(h * (score - top[:, None]), 1)
         else:
-            ell = (score - most[:, None]) - log_e[:, None]
+            ell = (score - row_max[:, None]) - log2_sum[:, None]
             h, by_s = probability(ell, tl.exp2(ell), gamma, DETACH, POWER)
             slope_sum += tl.sum(tl.where(positive, -by_s, 0.0), 1)
             value += tl.sum(tl.where(positive, -h * ell * LN2, 0.0), 1)
@@ -99,7 +102,7 @@ def pair_sums_kernel(
     width,
     temperature: tl.int64,
     gamma: tl.int64,
-    STEP: tl.constexpr,  # BOTH for similarity; for probability SUMS, and then TERMS
+    STEP: tl.constexpr,  # BOTH for similarity; for probability LSE, and then TERMS
     DETACH: tl.constexpr,
     POWER: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -123,17 +126,17 @@ def pair_sums_kernel(
     lane = tl.arange(0, BLOCK_D)
     if WHOLE:
         row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
-    to_score = log2_scale(temperature_ptr, temperature, dtype)
+    to_score = log2_per_tau(temperature_ptr, temperature, dtype)
     power = double(gamma).to(dtype)
     all_rows = groups.to(tl.int64) * rows
     row = g * rows + i
 
     zero = tl.zeros([BLOCK_N], dtype)
     sums = (zero + (0.0 if BOUNDED else LOWEST), zero, zero, zero, zero)
-    most, log_e = zero, zero
+    row_max, log2_sum = zero, zero
     if STEP == TERMS:
-        most, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)
-        log_e = tl.log2(tl.where(e == 0, 1.0, e))
+        row_max, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)
+        log2_sum = tl.log2(tl.where(e == 0, 1.0, e))
     for tile in range(0, tiles):
         first = (split * tiles + tile) * BLOCK_M
         if WHOLE:
@@ -163,10 +166,22 @@ def pair_sums_kernel(
             other = (i + row_first)[:, None] != (j + column_first)[None, :]
             bias = tl.where(column_label >= 0, 0.0, -float("inf")).to(dtype)
             sums = _added(
-                sums, cosines[part], alike, other, bias, most, log_e, to_score, power, STEP, DETACH, POWER, BOUNDED
+                sums,
+                cosines[part],
+                alike,
+                other,
+                bias,
+                row_max,
+                log2_sum,
+                to_score,
+                power,
+                STEP,
+                DETACH,
+                POWER,
+                BOUNDED,
             )
 
     target = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
     for k in tl.static_range(0, 5):
-        if (k < 2 and STEP != TERMS) or (k >= 2 and STEP != SUMS):
+        if (k < 2 and STEP != TERMS) or (k >= 2 and STEP != LSE):
             tl.store(target + k * all_rows, sums[k], mask=i < rows)

@@ -9,6 +9,9 @@ A positive pair adds g(s, L), with l = s - L, and its derivatives are those of c
     dg/ds = -h - h' l   h' = -(gamma tau / 2) base^(gamma - 1)  or  -gamma e^l base^(gamma - 1); 0: detached, clamped
     dg/dL = h (similarity) or -dg/ds (probability)
 
+Letters: s score, L its logarithmic sum over the candidates, h the focal factor, z a row of length 1; N rows, M columns,
+D features.
+
 Rows and columns are apart: the same packed rows in a batch, any two sets of them elsewhere. A program owns BLOCK_N
 rows and one of ``splits`` runs of columns, BLOCK_M at a time. Scores count in units of log 2, for 2^x is what the chip
 has: s log2(e) here, and L likewise.

@@ -29,7 +29,7 @@ import triton.language as tl
 from merc_kernels._shared.triton.scalars import double
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # where a maximum starts: finite, for inf - inf is NaN
-NUMBERS = tl.constexpr(7)
+SAVED = tl.constexpr(7)  # numbers a row
 
 _PER_VALUE = ["rows", "temperature", "beta", "ce_weight", "ignore_index", "stride_lg", "stride_wg"]
 
@@ -211,7 +211,7 @@ def forward_kernel(
     else:
         tl.store(loss_ptr + g * rows + n, value, mask=inside)
     if saved_ptr is not None:
-        numbers = saved_ptr + (g * rows + n) * NUMBERS
+        numbers = saved_ptr + (g * rows + n) * SAVED
         tl.store(numbers, max_s, mask=inside)
         tl.store(numbers + 1, max_t, mask=inside)
         tl.store(numbers + 2, log_z_s, mask=inside)
@@ -270,7 +270,7 @@ def backward_kernel(
         scale = 1.0 / t
         factor = tl.load(grad_ptr + (g * rows + n) * stride_grad, mask=kept, other=0.0) * weight / divisor
         c = (factor * (t if SCALE_BY_T2 else scale))[:, None]  # [BLOCK_N, 1]
-        numbers = saved_ptr + (g * rows + n) * NUMBERS
+        numbers = saved_ptr + (g * rows + n) * SAVED
         max_s = tl.load(numbers, mask=kept, other=0.0)[:, None]
         max_t = tl.load(numbers + 1, mask=kept, other=0.0)[:, None]
         log_z_s = tl.load(numbers + 2, mask=kept, other=0.0)[:, None]

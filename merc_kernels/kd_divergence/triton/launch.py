@@ -10,9 +10,9 @@ from torch import Tensor
 
 from merc_kernels._shared.operator import accumulate
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
-from merc_kernels._shared.triton.scalars import bits
+from merc_kernels._shared.triton.scalars import float_options
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
-from merc_kernels.kd_divergence.triton.kernels import NUMBERS, backward_kernel, forward_kernel
+from merc_kernels.kd_divergence.triton.kernels import SAVED, backward_kernel, forward_kernel
 
 
 class Blocks(NamedTuple):
@@ -80,10 +80,7 @@ class _Call:
             self.groups,
             self.classes,
         )
-        self.numbers = (
-            *(bits(x) for x in (options.temperature, options.beta, options.ce_weight)),
-            options.ignore_index,
-        )
+        self.values = (*float_options(options), options.ignore_index)
         self.constants = {
             "DIRECTION": options.direction,
             "CE": options.ce_weight != 0,
@@ -116,7 +113,7 @@ def forward(
         raise ValueError(f"save: expected 0 or 1, got {save}")
     call = _Call(student, teacher, row_temperature, labels, row_weights, options, backward=False)
     total = call.groups * call.rows
-    saved = student.new_empty((total, NUMBERS.value) if save else (0,), dtype=call.dtype)
+    saved = student.new_empty((total, SAVED.value) if save else (0,), dtype=call.dtype)
     shape = student.shape[:-1] if options.reduction == "none" else ()
     if total == 0:
         return student.new_zeros(shape, dtype=call.dtype), student.new_ones((), dtype=call.dtype), saved
@@ -129,7 +126,7 @@ def forward(
             saved if save else None,
             *call.tensors,
             *call.shape,
-            *call.numbers,
+            *call.values,
             PARTIAL=options.reduction != "none",
             maxnreg=registers(call.dtype, 1),
             **call.constants,
@@ -185,7 +182,7 @@ def backward(
             *call.tensors,
             0 if grad.dim() == 0 else 1,
             *call.shape,
-            *call.numbers,
+            *call.values,
             REPEATS=repeats,
             maxnreg=registers(call.dtype, repeats),
             **call.constants,
