@@ -83,7 +83,7 @@ def _row_stats(rows: _Rows, columns: _Rows, options: _Options) -> tuple[Tensor, 
     log_p = torch.where(positive, s - log_sum[..., None], 0)
     h, slope = _factor(cosine, log_p, options)
     by_lse = h if options.detach_focal or options.focal == _SIMILARITY else h + slope * log_p
-    value = -(h * log_p).sum(-1)
+    value = -torch.where(positive, h * log_p, 0).sum(-1)
     return most, log_sum, value, torch.where(positive, by_lse, 0).sum(-1), positive.sum(-1)
 
 
@@ -97,7 +97,7 @@ def _weights(
     h, slope = _factor(cosine, log_p.masked_fill(~positive, 0), options)
     if not (options.detach_focal or (plain and options.focal == _SIMILARITY)):
         h = h + slope * log_p.masked_fill(~positive, 0)
-    return a * (log_p.exp() * g - torch.where(positive, h, 0))
+    return torch.where(candidate, a * (log_p.exp() * g - torch.where(positive, h, 0)), 0)
 
 
 def _gradient_rows(rows: _Rows, columns: _Rows, of_rows: _Stats, of_columns: _Stats, options: _Options) -> Tensor:
@@ -229,15 +229,20 @@ def focal_contrastive_backward(
         asked = [place for place in range(3) if wanted[place] and sources[place] is not None]
         low, high = (ends[asked[0]], ends[asked[-1] + 1]) if asked else (0, 0)
         dx = z.new_empty((z.shape[0], high - low, z.shape[2]))
-        of_asked = rows.part(low, high)
-        for first, last in of_asked.chunks(z.shape[1]):
-            chunk, here = of_asked.part(first, last), slice(low + first, low + last)
-            d = _gradient_rows(chunk, rows, _Stats(*(s[:, here] for s in whole)), whole, options)
-            if normalize:
-                d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z
-                length = norms[:, here, None]
-                d = torch.where(length == 0, 0, d / length)
-            dx[:, first:last] = torch.where(chunk.labels[..., None] == ignore_index, 0, d)
+        anchors = ends[2] if prototype_anchors else ends[1]
+        for place in asked:
+            # what is no candidate meets candidates only, what is no anchor meets anchors only
+            begin, end = (ends[1] if ref_only and place == 0 else 0), (ends[3] if ends[place] < anchors else anchors)
+            columns, of_columns = rows.part(begin, end), _Stats(*(s[:, begin:end] for s in whole))
+            of_place = rows.part(ends[place], ends[place + 1])
+            for first, last in of_place.chunks(end - begin):
+                chunk, here = of_place.part(first, last), slice(ends[place] + first, ends[place] + last)
+                d = _gradient_rows(chunk, columns, _Stats(*(s[:, here] for s in whole)), of_columns, options)
+                if normalize:
+                    d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z
+                    length = norms[:, here, None]
+                    d = torch.where(length == 0, 0, d / length)
+                dx[:, here.start - low : here.stop - low] = torch.where(chunk.labels[..., None] == ignore_index, 0, d)
 
         def gradient(place: int) -> Tensor:
             x = sources[place]

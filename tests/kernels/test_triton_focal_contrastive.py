@@ -113,6 +113,10 @@ class TestEdges:
                 options = {"embeddings": x.clone().requires_grad_(), "labels": labels, "focal": focal, "gamma": gamma}
                 focal_cases.check({**options, "normalize": normalize}, fused)
 
+    @pytest.mark.parametrize("use", focal_cases.SPOILT_USES)
+    def test_a_spoilt_row_is_nan_to_all_that_depends_on_it(self, use):
+        focal_cases.check_spoilt(fused, use)
+
     def test_a_zero_row_gets_a_zero_gradient(self):
         x = torch.randn(6, 8).index_fill(0, torch.tensor([2]), 0).requires_grad_()
         fused(x, torch.arange(6) % 2).backward()
