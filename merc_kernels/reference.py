@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import _checks
+from merc_kernels._ordinary import ordinary
 
 
 def focal_contrastive_loss(
@@ -68,6 +69,8 @@ def focal_contrastive_loss(
         ref_only=ref_only,
         ignore_index=ignore_index,
     )
+    if isinstance(temperature, Tensor):
+        (temperature,) = ordinary(temperature)
     grouped = embeddings.dim() == 3
     groups, rows = (embeddings.shape[0] if grouped else 1), embeddings.shape[-2]
     dtype = _compute_dtype(embeddings, prototypes, ref_embeddings, class_weights, temperature)
@@ -149,6 +152,9 @@ def kd_divergence(
         row_weights=row_weights,
         ignore_index=ignore_index,
     )
+    if isinstance(temperature, Tensor):
+        (temperature,) = ordinary(temperature)
+    (row_weights,) = ordinary(row_weights)
     grouped = student_logits.dim() == 3
     dtype = _compute_dtype(student_logits, teacher_logits, row_weights, temperature)
     shape = student_logits.shape if grouped else (1, *student_logits.shape)

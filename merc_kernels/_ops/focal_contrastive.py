@@ -13,6 +13,7 @@ from torch import Tensor
 from merc_kernels import _checks, _library
 from merc_kernels._ops.direct import below_autograd, direct
 from merc_kernels._ops.once import differentiable_once, refuse
+from merc_kernels._ordinary import ordinary
 from merc_kernels._torch import focal_contrastive as chunked
 
 _FOCALS = {"similarity": 0, "probability": 1}
@@ -329,16 +330,20 @@ def focal_contrastive(
     dtype = _accumulate(embeddings)
     weights = None if class_weights is None else class_weights.detach().to(dtype)
     temperature_tensor = None if temperature_tensor is None else temperature_tensor.to(dtype)
-    vectors = (embeddings, prototypes, ref_embeddings)
+    wanted = _wants_gradients(*floating)
+    tensors: Any = (embeddings, labels, prototypes, ref_embeddings, ref_labels, weights, temperature_tensor)
+    if wanted:
+        tensors = ordinary(*tensors)
     in_eager_mode, in_a_trace = _call(backend)
     loss: Tensor
     if _checks.eager(*floating):
-        if backend == "cpu" and reduction != "none" and _is_small(*vectors) and _wants_gradients(*floating):
+        embeddings, labels, prototypes, ref_embeddings, ref_labels, weights, temperature_tensor = tensors
+        vectors: tuple[Any, ...] = (embeddings, prototypes, ref_embeddings)
+        if backend == "cpu" and reduction != "none" and _is_small(*vectors) and wanted:
             in_eager_mode = _of_small_batches
         others = (labels, ref_labels, weights, float(temperature), *options)
         loss = in_eager_mode(*vectors, temperature_tensor, others)
     else:
-        tensors = (embeddings, labels, *vectors[1:], ref_labels, weights, temperature_tensor)
         loss = in_a_trace(*tensors, float(temperature), *options)[0]
     return loss
 

@@ -2,7 +2,7 @@
 
 Both have the schema of csrc/library.cpp. The forward pass saves seven numbers a row, from which the backward pass
 recomputes; or, where one scalar is wanted of a student on the CPU, the student's gradient itself: each logit is then
-read once.
+read once, and what the teacher is made of need not be kept.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor
 from merc_kernels import _checks, _library
 from merc_kernels._ops.direct import below_autograd, direct
 from merc_kernels._ops.once import differentiable_once, refuse
+from merc_kernels._ordinary import ordinary
 
 _DIRECTIONS = {"forward": 0, "reverse": 1, "js": 2}
 _REDUCTIONS = {"none": 0, "sum": 1, "batchmean": 2}
@@ -76,7 +77,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.options = inputs[5:]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:], *inputs[:5])
+    ctx.save_for_backward(*output[1:], *inputs[: 1 if inputs[-1] == _GRADIENT else 5])
 
 
 def _gradients(operator: _Operator, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -87,7 +88,7 @@ def _gradients(operator: _Operator, ctx: Any, grad: Tensor | None) -> tuple[Tens
     if save == _NOTHING:
         raise RuntimeError("merc::kd_divergence: save=0 keeps nothing for a backward pass; call it with save=1")
     if save == _GRADIENT:
-        _, saved, student, *_ = ctx.saved_tensors
+        _, saved, student = ctx.saved_tensors
         gradient = (saved * grad).to(saved.dtype)
         return differentiable_once(gradient, student) if torch.is_grad_enabled() else gradient, None
     wanted = ctx.needs_input_grad[:2]
@@ -233,8 +234,8 @@ def kd_divergence(
     if isinstance(temperature, Tensor):
         row_temperature, temperature = temperature.detach(), 1.0
     if row_temperature is not None or row_weights is not None:
-        numbers = [x for x in (row_temperature, row_weights) if x is not None]
-        if any(x.dtype == torch.float64 for x in numbers):
+        given = [x for x in (row_temperature, row_weights) if x is not None]
+        if any(x.dtype == torch.float64 for x in given):
             student_logits = student_logits.double()  # as the reference: float64 where any input is
         dtype = _accumulate(student_logits, teacher)
         row_temperature = None if row_temperature is None else row_temperature.to(dtype)
@@ -244,19 +245,18 @@ def kd_divergence(
         eager and backend == "cpu" and not teacher.requires_grad and not student_logits.requires_grad
     ):
         save = _NOTHING
-    elif eager and backend == "cpu" and reduction != "none" and not teacher.requires_grad:
+    elif (
+        backend == "cpu"
+        and reduction != "none"
+        and not teacher.requires_grad
+        and (eager or (torch.compiler.is_compiling() and student_logits.requires_grad))
+    ):
         # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
         save = _NUMBERS if student_logits.dtype == torch.float16 else _GRADIENT
-    others = (
-        row_temperature,
-        labels,
-        row_weights,
-        float(temperature),
-        *options,
-        save,
-    )
+    tensors: tuple[Tensor | None, ...] = (student_logits, teacher, row_temperature, labels, row_weights)
+    if save != _NOTHING and (eager or save != _GRADIENT) and (student_logits.requires_grad or teacher.requires_grad):
+        tensors = ordinary(*tensors)
+    numbers = (float(temperature), *options, save)
     in_eager_mode, in_a_trace = _call(backend)
-    loss: Tensor = (
-        in_eager_mode(student_logits, teacher, others) if eager else in_a_trace(student_logits, teacher, *others)[0]
-    )
+    loss: Tensor = in_eager_mode(*tensors[:2], (*tensors[2:], *numbers)) if eager else in_a_trace(*tensors, *numbers)[0]
     return loss

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import focal_contrastive_loss
-from tests.kernels import focal_cases, grid
+from tests.kernels import focal_cases, grid, inference
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -268,6 +268,15 @@ class TestOperator:
         with torch.autocast("cpu", torch.bfloat16):
             under = gradients(fused(x, y), x)
         assert all(torch.equal(one, other) for one, other in zip(plain, under, strict=True))
+
+    def test_inference_tensors_count_as_any_other(self):
+        for reduction in ("batchmean", "none"):
+            inference.check(functools.partial(fused, reduction=reduction), inference.focal_arguments())
+        compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+        *_, unusual = inference.made_in_inference_mode(arguments := inference.focal_arguments())
+        truth = inference.value_and_gradient(fused, arguments)
+        for value, exact in zip(inference.value_and_gradient(compiled, unusual), truth, strict=True):
+            assert torch.equal(value, exact)
 
     def test_second_derivatives_are_refused(self):
         x = rows(6)
