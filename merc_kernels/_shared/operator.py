@@ -34,6 +34,7 @@ class Description:
         fake: shapes and dtypes of the loss and of ``kept``, from tensors, numbers and the backend.
         python: the modules of the backends in Python, which hold ``forward`` and ``backward``.
         more_numbers: what follows the options in the schema, for the forward pass alone.
+        needed_by: the same, from the numbers, where these decide it.
         already: the gradients, where the forward pass with these numbers has kept them; None where it has not.
     """
 
@@ -46,6 +47,7 @@ class Description:
     fake: Callable[[Sequence[Any], Sequence[Any], str], list[Tensor]]
     python: dict[str, str]
     more_numbers: tuple[str, ...] = ()
+    needed_by: Callable[[Sequence[Any]], tuple[int, ...]] | None = None
     already: Callable[[Sequence[Any], Sequence[Tensor]], list[Tensor | None] | None] = lambda numbers, kept: None
 
     def forward_schema(self) -> str:
@@ -158,7 +160,8 @@ def _nothing_kept(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _keep(described: Description, ctx: Any, tensors: Sequence[Any], numbers: Sequence[Any], output: Any) -> None:
     ctx.numbers = numbers
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:], *(tensors[i] for i in described.needed))
+    needed = described.needed if described.needed_by is None else described.needed_by(numbers)
+    ctx.save_for_backward(*output[1:], *(tensors[i] for i in needed))
 
 
 def _gradients(described: Description, operator: Any) -> Callable[..., list[Tensor | None]]:

@@ -78,7 +78,7 @@ def _row_stats(rows: _Rows, columns: _Rows, tau: Tau, options: FocalContrastiveO
     log_p = torch.where(positive, s - log_sum[..., None], 0)
     h, slope = _factor(cosine, log_p, tau, options)
     by_lse = h if options.detach_focal or options.focal == "similarity" else h + slope * log_p
-    value = -(h * log_p).sum(-1)
+    value = -torch.where(positive, h * log_p, 0).sum(-1)
     return row_max, log_sum, value, torch.where(positive, by_lse, 0).sum(-1), positive.sum(-1)
 
 
@@ -98,7 +98,7 @@ def _weights(
     h, slope = _factor(cosine, log_p.masked_fill(~positive, 0), tau, options)
     if not (options.detach_focal or (plain and options.focal == "similarity")):
         h = h + slope * log_p.masked_fill(~positive, 0)
-    return a * (log_p.exp() * g - torch.where(positive, h, 0))
+    return torch.where(candidate, a * (log_p.exp() * g - torch.where(positive, h, 0)), 0)
 
 
 def _gradient_rows(
@@ -216,15 +216,24 @@ def backward(
         asked = [place for place in range(3) if wanted[place] and sources[place] is not None]
         low, high = (ends[asked[0]], ends[asked[-1] + 1]) if asked else (0, 0)
         dx = z.new_empty((z.shape[0], high - low, z.shape[2]))
-        of_asked = rows.part(low, high)
-        for first, last in of_asked.chunks(z.shape[1]):
-            chunk, here = of_asked.part(first, last), slice(low + first, low + last)
-            d = _gradient_rows(chunk, rows, _Stats(*(s[:, here] for s in whole)), whole, tau, options)
-            if options.normalize:
-                d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z
-                length = norms[:, here, None]
-                d = torch.where(length == 0, 0, d / length)
-            dx[:, first:last] = torch.where(chunk.labels[..., None] == options.ignore_index, 0, d)
+        anchors = ends[2] if options.prototype_anchors else ends[1]
+        for place in asked:
+            # what is no candidate meets candidates only, what is no anchor meets anchors only
+            begin, end = (
+                (ends[1] if options.ref_only and place == 0 else 0),
+                (ends[3] if ends[place] < anchors else anchors),
+            )
+            columns, of_columns = rows.part(begin, end), _Stats(*(s[:, begin:end] for s in whole))
+            of_place = rows.part(ends[place], ends[place + 1])
+            for first, last in of_place.chunks(end - begin):
+                chunk, here = of_place.part(first, last), slice(ends[place] + first, ends[place] + last)
+                d = _gradient_rows(chunk, columns, _Stats(*(s[:, here] for s in whole)), of_columns, tau, options)
+                if options.normalize:
+                    d = d - (d * chunk.z).sum(-1, keepdim=True) * chunk.z
+                    length = norms[:, here, None]
+                    d = torch.where(length == 0, 0, d / length)
+                ignored = chunk.labels[..., None] == options.ignore_index
+                dx[:, here.start - low : here.stop - low] = torch.where(ignored, 0, d)
 
         def gradient(place: int) -> Tensor:
             x = sources[place]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from merc_kernels._shared import backends, checks
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
+from merc_kernels._shared.ordinary import ordinary
 from merc_kernels.focal_contrastive import inputs, operator, reference, trial
 from merc_kernels.focal_contrastive.options import Focal, FocalContrastiveOptions, Reduction
 
@@ -172,5 +173,8 @@ def _loss(
 
     name = backends.choose(backend, "focal_contrastive", embeddings, call)
     if name == "reference":
-        return reference.focal_contrastive_loss(*tensors, options)
+        (temperature,) = ordinary(temperature)
+        return reference.focal_contrastive_loss(
+            embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature, options
+        )
     return operator.focal_contrastive(*tensors, options, name)

@@ -14,6 +14,7 @@ from torch import Tensor
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
 from merc_kernels._shared.options import REDUCTIONS
+from merc_kernels._shared.ordinary import ordinary
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 
 _SMALL = 1 << 22  # pairs of rows of a batch that both passes serve at once: 16 MB of cosines
@@ -106,14 +107,17 @@ def focal_contrastive(
     dtype = accumulate(embeddings)
     weights = None if class_weights is None else class_weights.detach().to(dtype)
     temperature = None if temperature is None else temperature.to(dtype)
-    tensors = (embeddings, labels, prototypes, refs, ref_labels, weights, temperature)
+    tensors: tuple[Any, ...] = (embeddings, labels, prototypes, refs, ref_labels, weights, temperature)
     plain = checks.eager(*tensors)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in floating)
+    if wanted:
+        tensors = ordinary(*tensors)
     if (
         plain
         and backend == "cpu"
+        and wanted
         and options.reduction != "none"
         and _is_small(embeddings, prototypes, refs)
-        and _wants_gradients(*floating)
     ):
         return _of_small_batches(*tensors, options.numbers)
     return _operator(backend, plain, tensors, options.numbers)
@@ -123,7 +127,3 @@ def _is_small(embeddings: Tensor, *others: Tensor | None) -> bool:
     rows = embeddings.shape[-2] + sum(x.shape[-2] for x in others if x is not None)
     groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
     return groups * rows * rows <= _SMALL
-
-
-def _wants_gradients(*inputs: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

@@ -63,7 +63,7 @@ def focal_contrastive_loss(
         log_p = s.log_softmax(-1).masked_fill(~positive, 0)  # exact also where a positive holds nearly all of the sum
         floor = torch.finfo(dtype).eps / 2
         base = (1 - cosine) / 2 if options.focal == "similarity" else -torch.expm1(log_p)
-        h = base.clamp(floor, 1) ** options.gamma
+        h = (base.clamp(floor, 1) ** options.gamma).masked_fill(~positive, 0)  # a NaN elsewhere reaches nothing by it
         count = positive.sum(-1)
         loss = -((h.detach() if options.detach_focal else h) * log_p).sum(-1) / count.clamp(min=1)  # [G, anchors]
         if class_weights is not None:

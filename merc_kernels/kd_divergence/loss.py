@@ -5,6 +5,7 @@ from torch import Tensor
 from merc_kernels._shared import backends
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
+from merc_kernels._shared.ordinary import ordinary
 from merc_kernels.kd_divergence import inputs, operator, reference, trial
 from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions, Reduction
 
@@ -145,5 +146,6 @@ def _divergence(
 
     name = backends.choose(backend, "kd_divergence", student_logits, call)
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
-        return reference.kd_divergence(*tensors, options)
+        temperature, row_weights = ordinary(temperature, row_weights)
+        return reference.kd_divergence(student_logits, teacher_logits, temperature, labels, row_weights, options)
     return operator.kd_divergence(*tensors, options, name)

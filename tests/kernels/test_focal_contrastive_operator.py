@@ -161,6 +161,33 @@ def test_a_nan_that_counts_is_not_lost(backend):
 
 
 @each_backend
+@pytest.mark.parametrize("use", focal_cases.SPOILT_USES)
+def test_a_spoilt_row_is_nan_to_all_that_depends_on_it(use, backend, monkeypatch):
+    for small in (operator._SMALL, 0):
+        monkeypatch.setattr(operator, "_SMALL", small)
+        focal_cases.check_spoilt(fused(backend), use)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_spoilt_row_reaches_no_anchor_that_does_not_meet_it(normalize):
+    """What the reference itself says: an ignored row, one without a positive, and one that has other candidates."""
+    x, refs = rows(5), rows(4)
+    with torch.no_grad():
+        x[1] = torch.nan
+    y, ref_y = torch.tensor([0, 0, -100, 7, 1]), torch.tensor([0, 1, 2, -100])
+    options = {"ref_embeddings": refs, "ref_labels": ref_y, "normalize": normalize, "reduction": "none"}
+    for focal in ("similarity", "probability"):
+        within = focal_contrastive_loss(x, y, focal=focal, backend="reference", **options)
+        assert within.isnan().tolist() == [True, True, False, False, True]
+        assert (within[2:4] == 0).all()
+        across = focal_contrastive_loss(x, y, focal=focal, backend="reference", ref_only=True, **options)
+        assert across.isnan().tolist() == [False, True, False, False, False]
+        gradient = torch.autograd.grad(across.sum(), x)[0]
+        assert gradient.isnan().all(-1).tolist() == [False, True, False, False, False]
+        assert gradient[[0, 2, 3, 4]].isfinite().all()
+
+
+@each_backend
 def test_nothing_there(backend):
     for shape in ((0, 4), (0, 3, 4), (2, 0, 4)):
         x = torch.randn(shape, requires_grad=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import focal_contrastive_loss
-from tests.kernels import focal_cases, grid
+from tests.kernels import focal_cases, grid, inference
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -112,6 +112,10 @@ class TestEdges:
             if normalize or kind == "long":
                 options = {"embeddings": x.clone().requires_grad_(), "labels": labels, "focal": focal, "gamma": gamma}
                 focal_cases.check({**options, "normalize": normalize}, fused)
+
+    @pytest.mark.parametrize("use", focal_cases.SPOILT_USES)
+    def test_a_spoilt_row_is_nan_to_all_that_depends_on_it(self, use):
+        focal_cases.check_spoilt(fused, use)
 
     def test_a_zero_row_gets_a_zero_gradient(self):
         x = torch.randn(6, 8).index_fill(0, torch.tensor([2]), 0).requires_grad_()
@@ -262,6 +266,15 @@ class TestOperator:
         with torch.autocast("cpu", torch.bfloat16):
             under = gradients(fused(x, y), x)
         assert all(torch.equal(one, other) for one, other in zip(plain, under, strict=True))
+
+    def test_inference_tensors_count_as_any_other(self):
+        for reduction in ("batchmean", "none"):
+            inference.check(functools.partial(fused, reduction=reduction), inference.focal_arguments())
+        compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+        *_, unusual = inference.made_in_inference_mode(arguments := inference.focal_arguments())
+        truth = inference.value_and_gradient(fused, arguments)
+        for value, exact in zip(inference.value_and_gradient(compiled, unusual), truth, strict=True):
+            assert torch.equal(value, exact)
 
     def test_second_derivatives_are_refused(self):
         x = rows(6)

@@ -3,6 +3,7 @@
 Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
 """
 
+import functools
 import itertools
 import os
 import subprocess
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from merc_kernels import KDDivergence, kd_divergence, reference
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
-from tests.kernels import grid, spoiled
+from tests.kernels import grid, inference, spoiled
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -411,6 +412,16 @@ class TestOperator:
         program = torch.export.export(module, (torch.randn(5, 7), torch.randn(5, 7)), dynamic_shapes=shapes)
         pair = torch.randn(9, 7), torch.randn(9, 7)
         assert torch.equal(program.module()(*pair), module(*pair))
+
+    def test_inference_tensors_count_as_any_other(self):
+        for direction, reduction in itertools.product(DIRECTIONS, ("batchmean", "none")):
+            loss = functools.partial(kd_divergence, direction=direction, reduction=reduction, backend="triton")
+            inference.check(loss, inference.kd_arguments())
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        *_, unusual = inference.made_in_inference_mode(arguments := inference.kd_arguments())
+        truth = inference.value_and_gradient(loss, arguments)
+        for value, exact in zip(inference.value_and_gradient(compiled, unusual), truth, strict=True):
+            assert torch.equal(value, exact)
 
     def test_second_derivatives_are_refused(self):
         student = torch.randn(4, 5, requires_grad=True)

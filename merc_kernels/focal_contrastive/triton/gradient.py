@@ -75,7 +75,7 @@ def _weights(
         e = tl.exp2(score)
         soft_w, soft_m = soft * e, (soft + column_soft) * e
     else:  # no candidate has s > L; what is no candidate must not overflow
-        ell, column_ell = tl.minimum(ell, 0.0), tl.minimum(column_ell, 0.0)
+        ell, column_ell = tl.where(ell > 0, 0.0, ell), tl.where(column_ell > 0, 0.0, column_ell)  # a NaN stays one
         p, column_p = tl.exp2(ell), tl.exp2(column_ell)
         soft_w = soft * p
         soft_m = soft_w + column_soft * column_p

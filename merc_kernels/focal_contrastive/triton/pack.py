@@ -94,7 +94,8 @@ def pack_kernel(
     norm = tl.where(kept, 1.0, 0.0).to(dtype)
     if NORMALIZE:
         size = tl.max(tl.abs(x), 1)  # squares of x / size neither over- nor underflow
-        nonzero = size != 0  # a NaN stays one
+        plain_sum = tl.sum(x, 1)
+        nonzero = (size != 0) | (plain_sum != plain_sum)  # a maximum passes over a NaN
         x = divided(x, tl.where(nonzero, size, 1.0)[:, None])
         length = root(tl.where(nonzero, tl.sum(x * x, 1), 1.0))
         x = divided(x, length[:, None])

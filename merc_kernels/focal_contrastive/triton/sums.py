@@ -72,7 +72,7 @@ def _added(
             h, _ = raised(0.5 - 0.5 * cosine, gamma, POWER)
             h = tl.where(positive, h, 0.0)
             slope_sum += tl.sum(h, 1)
-            value += tl.sum(h * (score - top[:, None]), 1)
+            value += tl.sum(tl.where(positive, h * (score - top[:, None]), 0.0), 1)
         else:
             ell = (score - row_max[:, None]) - log2_sum[:, None]
             h, by_s = probability(ell, tl.exp2(ell), gamma, DETACH, POWER)
