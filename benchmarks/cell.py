@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-Call = Callable[[], object]
-PASSES = ("forward", "backward", "both", "graph")  # graph: both, replayed as a CUDA graph
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class Cell:
     Attributes:
         sizes: ``rows`` with ``width`` or ``classes``.
         formula: which loss, where a subject has several.
+        passes: of ``forward``, ``backward``, ``both``, and ``graph``: both, replayed as a CUDA graph.
         providers: names of those that are measured here, ``fused`` for all that are; None: all that know the formula.
         seconds: what timing one provider's pass may take.
     """
@@ -109,11 +109,6 @@ class Problem:
 
     def __init__(self, provider: Provider, formula: str, x: Tensor, others: tuple[Any, ...]) -> None:
         self.provider, self.formula, self.x, self.others = provider, formula, x, others
-
-    @property
-    def returned_bytes(self) -> int:
-        """Size of what `both` gives back: the gradient."""
-        return self.x.nbytes
 
     def forward(self) -> Tensor:
         """The value, with its graph."""

@@ -35,11 +35,6 @@ class Epoch(Problem):
         super().__init__(provider, "", torch.zeros(0), ())
         self._device, self._dialogues, self._settings = device, dialogues, settings
 
-    @property
-    def returned_bytes(self) -> int:
-        """Nothing is returned."""
-        return 0
-
     def both(self) -> Tensor:
         """The loss at the end."""
         assert self.provider.loss is not None

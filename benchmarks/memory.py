@@ -152,7 +152,7 @@ def _weighed(request: tuple[str, Cell, str], device: str) -> Weighed:
             torch.cuda.synchronize()
         except Exception as error:  # the other passes stand
             no_graph = _line(error)
-    return Weighed(max(0, peak - problem.returned_bytes), no_graph)
+    return Weighed(max(0, peak), no_graph)
 
 
 def _line(error: Exception) -> str:
@@ -176,15 +176,15 @@ def available() -> int:
 
 
 def resident_peak(call: Call) -> int:
-    """Largest resident memory during a call, beyond what was resident before it (Linux)."""
+    """Largest resident memory during a call, beyond what was resident before it and what it returns (Linux)."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     status = Path("/proc/self/status")
     before = _field(status, "VmRSS")
     kept = call()
     peak = _field(status, "VmHWM")
-    del kept
-    return peak - before
+    returned: int = kept.nbytes
+    return peak - before - returned
 
 
 def _field(path: Path, name: str) -> int:
@@ -193,12 +193,12 @@ def _field(path: Path, name: str) -> int:
 
 
 def allocated_peak(call: Call) -> int:
-    """Largest memory in tensors on the GPU during a call, beyond what was there before it."""
+    """Largest memory in tensors on the GPU during a call, beyond what was there before it and what it returns."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     kept = call()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()
-    del kept
-    return peak - before
+    returned: int = kept.nbytes
+    return peak - before - returned

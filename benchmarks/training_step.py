@@ -45,27 +45,23 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, WIDTH)
-        self.head = nn.Linear(WIDTH, CLASSES)
+        first, self.last = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.encoder = nn.Sequential(first, nn.ReLU(), self.last)
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(WIDTH, CLASSES))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings and logits."""
-        embeddings = self.second(F.relu(self.first(features)))
-        return embeddings, self.head(F.relu(embeddings))
+        embeddings = self.encoder(features)
+        return embeddings, self.head(embeddings)
 
 
 class Step(Problem):
     """A training step; ``x`` is the weight whose gradient is checked."""
 
     def __init__(self, provider: Provider, network: Network, data: tuple[Tensor, Tensor, Tensor]) -> None:
-        super().__init__(provider, "", network.second.weight, ())
+        super().__init__(provider, "", network.last.weight, ())
         self._network, self._data = network, data
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-
-    @property
-    def returned_bytes(self) -> int:
-        """Nothing is returned."""
-        return 0
 
     def forward(self) -> Tensor:
         """The loss."""
@@ -125,7 +121,7 @@ class TrainingStep:
         contrastive, of_embeddings = exact(embeddings, labels, "focal")
         divergence = reference.kd_divergence(logits, teacher.double(), temperature=kd_divergence.TEMPERATURE)
         plain = F.cross_entropy(logits, labels) + divergence
-        weight = network.second.weight
+        weight = network.last.weight
         gradient = torch.autograd.grad([plain, embeddings], weight, [torch.ones_like(plain), of_embeddings])[0]
         return float(plain.detach()) + contrastive, gradient, cell.sizes["rows"]
 
