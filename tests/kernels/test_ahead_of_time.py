@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import cores
+
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -52,8 +54,8 @@ def problem(operator: str, position: int, architecture: int) -> str | None:
         configuration.kernel, configuration.signature, configuration.constants, configuration.attributes
     )
     target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TRITON_CACHE_DIR"] = folder
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", folder)
         compiled = triton.compile(source, target=target, options=configuration.options)
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
@@ -67,8 +69,10 @@ def problem(operator: str, position: int, architecture: int) -> str | None:
 
 
 def problems(operator: str, positions: list[int], architecture: int) -> list[str]:
-    """Those of many, compiled by as many processes as there are cores."""
-    workers = min(len(os.sched_getaffinity(0)), len(positions))
+    """Those of many, compiled by as many processes as this one has cores."""
+    workers = min(cores.of_a_worker(), len(positions))
+    if workers == 1:
+        return [one for one in (problem(operator, position, architecture) for position in positions) if one is not None]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         count = len(positions)
         found = pool.map(problem, [operator] * count, positions, [architecture] * count, chunksize=4)

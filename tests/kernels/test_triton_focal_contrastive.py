@@ -1,21 +1,18 @@
 """The Triton kernels of the focal contrastive loss: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
 """
 
 import functools
 import itertools
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from merc_kernels import focal_contrastive_loss
-from tests.kernels import focal_cases, grid
+from tests.kernels import focal_cases, grid, interpreted
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -275,10 +272,6 @@ class TestOperator:
 class TestInterpreter:
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize("size", ["not full", pytest.param("full", marks=pytest.mark.full)])
-    def test_values(self, size):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__]
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"TRITON_INTERPRET": "1"}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    @pytest.mark.parametrize(("marker", "share"), interpreted.shares(4))
+    def test_values(self, marker, share):
+        interpreted.run(__file__, marker, share)

@@ -1,13 +1,10 @@
 """The Triton kernels of the divergence: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
 """
 
 import itertools
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import KDDivergence, kd_divergence, reference
-from tests.kernels import grid
+from tests.kernels import grid, interpreted
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -411,12 +408,6 @@ class TestOperator:
 class TestInterpreter:
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize("size", ["not full", pytest.param("full", marks=pytest.mark.full)])
-    def test_values(self, size):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__, "-k"]
-        options = {"cwd": Path(__file__).parents[2], "env": os.environ | {"TRITON_INTERPRET": "1"}, "text": True}
-        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        halves = ("TestValues", "not TestValues") if size == "not full" else ("TestValues",)
-        for half in [subprocess.Popen([*command, one], **options) for one in halves]:
-            out, _ = half.communicate()
-            assert half.returncode == 0, out
+    @pytest.mark.parametrize(("marker", "share"), interpreted.shares(3))
+    def test_values(self, marker, share):
+        interpreted.run(__file__, marker, share)
