@@ -21,23 +21,21 @@ from benchmarks.providers import compiled, ours
 from merc_kernels import reference
 
 FEATURES, HIDDEN, WIDTH, CLASSES = 512, 1024, 256, 6
-Pair = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # embeddings, logits, labels, teacher's logits → loss
+Loss = Callable[..., Tensor]
 
 
-def eager(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
-    """Both losses in plain PyTorch."""
-    return contrastive_peers.eager(embeddings, labels, "focal") + kd_divergence.eager(logits, teacher)
+def both(contrastive: Loss, divergence: Loss) -> Loss:
+    """The sum of two losses, of embeddings, logits, labels and the teacher's logits."""
+
+    def loss(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor, **options: Any) -> Tensor:
+        return contrastive(embeddings, labels, "focal", **options) + divergence(logits, teacher, **options)
+
+    return loss
 
 
-def chunked(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
-    """Both losses in strips."""
-    return contrastive_peers.chunked(embeddings, labels, "focal") + kd_divergence.chunked(logits, teacher)
-
-
-def merc(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor, *, backend: str | None) -> Tensor:
-    """Both operators."""
-    contrastive = contrastive_peers.merc(embeddings, labels, "focal", backend=backend)
-    return contrastive + kd_divergence.merc(logits, teacher, backend=backend)
+eager = both(contrastive_peers.eager, kd_divergence.eager)
+chunked = both(contrastive_peers.chunked, kd_divergence.chunked)
+merc = both(contrastive_peers.merc, kd_divergence.merc)
 
 
 class Network(nn.Module):
