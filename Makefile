@@ -26,11 +26,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
 
+# A worker a core, up to eight; in the order of the tests, a few at a time, so that what breaks first is seen first.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 4
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-full: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "full or not full"
+	$(PYTEST) -m "full or not full"
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --device cpu --minutes 9 --results $(RESULTS)

@@ -24,6 +24,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SIZES = [(1, 8), (2, 5), (37, 96), (67, 123), (40, 300), (130, 17)]  # N, D
 CASES = grid.cover({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid)
 
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SETTINGS = [  # focal, use, temperature, detach_focal
+    ("similarity", "prototype anchors", 0.07, True),
+    ("probability", "refs with gradient", "learnable", False),
+    ("similarity", "ref only", 0.02, False),
+]
+
 fused = functools.partial(focal_contrastive_loss, backend="triton")
 
 
@@ -48,17 +55,21 @@ class TestValues:
         for case in grid.sample({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid, 1500):
             focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-    @pytest.mark.parametrize("size", [(130, 40), (70, 260), pytest.param((700, 96), marks=pytest.mark.full)], ids=str)
-    def test_many_blocks(self, size, dtype):
+    @pytest.mark.parametrize(("size", "dtype", "setting"), grid.halved([(130, 40), (70, 260)], DTYPES, SETTINGS))
+    def test_many_blocks(self, size, dtype, setting):
+        self.check_blocks(size, dtype, setting)
+
+    @pytest.mark.full
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("setting", SETTINGS, ids=str)
+    def test_very_many_blocks(self, dtype, setting):
+        self.check_blocks((700, 96), dtype, setting)
+
+    def check_blocks(self, size, dtype, setting):
+        focal, use, temperature, detach_focal = setting
         case = {"size": size, "dtype": dtype, "gamma": 2.0, "normalize": True, "reduction": "mean"}
-        for focal, use, temperature, detach_focal in (
-            ("similarity", "prototype anchors", 0.07, True),
-            ("probability", "refs with gradient", "learnable", False),
-            ("similarity", "ref only", 0.02, False),
-        ):
-            options = {"focal": focal, "use": use, "temperature": temperature, "detach_focal": detach_focal}
-            focal_cases.check(focal_cases.build({**case, **options}), fused, short_rows=True)
+        case |= {"focal": focal, "use": use, "temperature": temperature, "detach_focal": detach_focal}
+        focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
     def test_strips_of_a_matrix_and_splits_of_columns(self, monkeypatch):
         from merc_kernels._triton import focal_contrastive as host
