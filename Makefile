@@ -5,7 +5,7 @@
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
 # make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, GPU tests, compute-sanitizer,
-#                  benchmarks; nine minutes; results go to RESULTS (benchmarks/results)
+#                  benchmarks; nine minutes; results go to RESULTS (benchmarks/results); PART=1 tests, PART=2 measures
 # make docs        the figure and the tables of README and docs, from benchmarks/results
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #
@@ -27,11 +27,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
 
+# A worker a core, up to eight; in the order of the tests, a few at a time, so that what breaks first is seen first.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 4
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-full: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "full or not full"
+	$(PYTEST) -m "full or not full"
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --device cpu --minutes 9 --results $(RESULTS)
@@ -40,7 +43,7 @@ bench-quick: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --device cpu --minutes 0.8 --quick
 
 gpu: # installs nothing
-	$(PYTHON) -m benchmarks.gpu --results $(RESULTS)
+	$(PYTHON) -m benchmarks.gpu --results $(RESULTS) $(if $(PART),--part $(PART))
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report --write

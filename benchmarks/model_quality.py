@@ -59,12 +59,11 @@ def main() -> int:
 
 def _spread(metrics: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and sd of the plain metrics over the seeds."""
-    names = ("weighted_f1", "macro_f1", "accuracy", "uar")
-    values = {name: [run[name] for run in metrics] for name in names}
-    return {
-        name: {"mean": statistics.mean(scores), "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0}
-        for name, scores in values.items()
-    }
+    found = {}
+    for name in ("weighted_f1", "macro_f1", "accuracy", "uar"):
+        scores = [run[name] for run in metrics]
+        found[name] = {"mean": statistics.mean(scores), "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0}
+    return found
 
 
 if __name__ == "__main__":

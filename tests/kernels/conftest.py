@@ -11,14 +11,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels import interpreted
+
 ROOT = Path(__file__).parents[2]
 TORCH = Path(torch.__file__).parent
 INCLUDES = ["-isystem", str(TORCH / "include"), "-isystem", str(TORCH / "include/torch/csrc/api/include")]
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
 
+@pytest.hookimpl(trylast=True)  # of what the marker leaves
+def pytest_collection_modifyitems(config, items):
+    if share := os.environ.get(interpreted.SHARE):
+        kept = interpreted.kept(items, share)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
 @pytest.fixture(scope="session")
-def on_host(tmp_path_factory):
+def on_host(once):
     """The CUDA operators of csrc for CPU tensors, each thread of a block a fiber.
 
     ``cuda_on_host`` stands in for the CUDA headers, launch.cuh and tensor_core.cuh; everything else is the shipped
@@ -28,7 +38,12 @@ def on_host(tmp_path_factory):
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs g++ on Linux")
-    folder = tmp_path_factory.mktemp("cuda_on_host")
+    folder = once("cuda_on_host", lambda folder: _compile_on_host(compiler, folder))
+    torch.ops.load_library(str(folder / "on_host.so"))
+    return torch.ops.merc_on_host
+
+
+def _compile_on_host(compiler: str, folder: Path) -> None:
     shutil.copytree(ROOT / "csrc", folder, dirs_exist_ok=True)
     shutil.copytree(Path(__file__).parent / "cuda_on_host", folder, dirs_exist_ok=True)
     for name in ("cuda_bf16.h", "cuda_fp16.h"):
@@ -46,11 +61,8 @@ def on_host(tmp_path_factory):
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources))
-    library = folder / "on_host.so"
-    linked = [compiler, "-shared", *objects, "-o", str(library)]
+    linked = [compiler, "-shared", *objects, "-o", str(folder / "on_host.so")]
     _run([*linked, f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"])
-    torch.ops.load_library(str(library))
-    return torch.ops.merc_on_host
 
 
 def _run(command: list[str]) -> None:

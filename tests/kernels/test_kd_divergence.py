@@ -67,7 +67,7 @@ def agree(case: grid.Case) -> None:
         assert_equal_fp64(one, other, name)
 
 
-CASES = grid.sample(OPTIONS, valid, 200)
+CASES = grid.cover(OPTIONS, valid)
 
 
 @pytest.mark.parametrize("case", CASES, ids=map(grid.title, CASES))
@@ -79,11 +79,6 @@ def test_equals_the_loop(case):
 def test_equals_the_loop_on_a_large_sample():
     for case in grid.sample(OPTIONS, valid, 3000):
         agree(case)
-
-
-def test_the_sample_holds_every_pair_of_options():
-    missing = grid.pairs(grid.sample(OPTIONS, valid, 20_000)) - grid.pairs(CASES)
-    assert not missing
 
 
 @pytest.mark.parametrize("t", [0.7, 3.0])

@@ -1,21 +1,18 @@
 """The Triton kernels of the focal contrastive loss: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
 """
 
 import functools
 import itertools
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from merc_kernels import focal_contrastive_loss
-from tests.kernels import focal_cases, grid, inference
+from tests.kernels import focal_cases, grid, inference, interpreted
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -26,6 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SIZES = [(1, 8), (2, 5), (37, 96), (67, 123), (40, 300), (130, 17)]  # N, D
 CASES = grid.cover({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid)
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SETTINGS = [  # focal, use, temperature, detach_focal
+    ("similarity", "prototype anchors", 0.07, True),
+    ("probability", "refs with gradient", "learnable", False),
+    ("similarity", "ref only", 0.02, False),
+]
 
 fused = functools.partial(focal_contrastive_loss, backend="triton")
 
@@ -51,17 +55,21 @@ class TestValues:
         for case in grid.sample({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid, 1500):
             focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-    @pytest.mark.parametrize("size", [(130, 40), (70, 260), pytest.param((700, 96), marks=pytest.mark.full)], ids=str)
-    def test_many_blocks(self, size, dtype):
+    @pytest.mark.parametrize(("size", "dtype", "setting"), grid.halved([(130, 40), (70, 260)], DTYPES, SETTINGS))
+    def test_many_blocks(self, size, dtype, setting):
+        self.check_blocks(size, dtype, setting)
+
+    @pytest.mark.full
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("setting", SETTINGS, ids=str)
+    def test_very_many_blocks(self, dtype, setting):
+        self.check_blocks((700, 96), dtype, setting)
+
+    def check_blocks(self, size, dtype, setting):
+        focal, use, temperature, detach_focal = setting
         case = {"size": size, "dtype": dtype, "gamma": 2.0, "normalize": True, "reduction": "mean"}
-        for focal, use, temperature, detach_focal in (
-            ("similarity", "prototype anchors", 0.07, True),
-            ("probability", "refs with gradient", "learnable", False),
-            ("similarity", "ref only", 0.02, False),
-        ):
-            options = {"focal": focal, "use": use, "temperature": temperature, "detach_focal": detach_focal}
-            focal_cases.check(focal_cases.build({**case, **options}), fused, short_rows=True)
+        case |= {"focal": focal, "use": use, "temperature": temperature, "detach_focal": detach_focal}
+        focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
     def test_strips_of_a_matrix_and_splits_of_columns(self, monkeypatch):
         from merc_kernels.focal_contrastive.triton import launch as host
@@ -286,10 +294,6 @@ class TestOperator:
 class TestInterpreter:
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize("size", ["not full", pytest.param("full", marks=pytest.mark.full)])
-    def test_values(self, size):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__]
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"TRITON_INTERPRET": "1"}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    @pytest.mark.parametrize(("marker", "share"), interpreted.shares(4))
+    def test_values(self, marker, share):
+        interpreted.run(__file__, marker, share)

@@ -1,14 +1,11 @@
 """The Triton kernels of the divergence: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
 """
 
 import functools
 import itertools
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +14,7 @@ from torch import Tensor
 
 from merc_kernels import KDDivergence, kd_divergence, reference
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
-from tests.kernels import grid, inference, spoiled
+from tests.kernels import grid, inference, interpreted, spoiled
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -167,7 +164,7 @@ def build(case: grid.Case, rows: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     return laid_out(student.to(one), case["layout"]), laid_out(teacher.to(other), case["layout"]), options
 
 
-CASES = grid.sample(OPTIONS, valid, 150)
+CASES = grid.cover(OPTIONS, valid)
 
 
 def agree(kernels, case: grid.Case, rows: int) -> None:
@@ -181,14 +178,6 @@ def agree(kernels, case: grid.Case, rows: int) -> None:
         if yes:
             assert values[0].dtype == values[1].dtype
             accurate(*values, name=f"{name} of {case}")
-
-
-def test_the_sample_holds_every_pair_with_a_direction_or_a_width():
-    def pairs(cases):
-        directions = {(case["direction"], name, str(case[name])) for case in cases for name in case}
-        return directions | {(case["classes"], case["dtypes"][0]) for case in cases}
-
-    assert pairs(grid.sample(OPTIONS, valid, 20_000)) == pairs(CASES)
 
 
 class TestValues:
@@ -434,12 +423,6 @@ class TestOperator:
 class TestInterpreter:
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize("size", ["not full", pytest.param("full", marks=pytest.mark.full)])
-    def test_values(self, size):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__, "-k"]
-        options = {"cwd": Path(__file__).parents[2], "env": os.environ | {"TRITON_INTERPRET": "1"}, "text": True}
-        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        halves = ("TestValues", "not TestValues") if size == "not full" else ("TestValues",)
-        for half in [subprocess.Popen([*command, one], **options) for one in halves]:
-            out, _ = half.communicate()
-            assert half.returncode == 0, out
+    @pytest.mark.parametrize(("marker", "share"), interpreted.shares(3))
+    def test_values(self, marker, share):
+        interpreted.run(__file__, marker, share)

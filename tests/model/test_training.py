@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,12 @@ def trained(config: Config, corpus: Corpus | None = None, seed: int = 0) -> Trai
     return training
 
 
+@functools.cache
+def once(**values: Any) -> Training:
+    """A training that several tests look at."""
+    return trained(small_config(**values))
+
+
 def weights(training: Training) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in training.model.state_dict().items()}
 
@@ -33,7 +40,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def test_seeds_give_the_same_weights_bit_for_bit() -> None:
-    first = weights(trained(small_config()))
+    first = weights(once())
     assert same(first, weights(trained(small_config())))
     assert not same(first, weights(trained(small_config(), seed=1)))
 
@@ -58,11 +65,11 @@ def test_seeds_give_the_same_weights_bit_for_bit() -> None:
     ids=str,
 )
 def test_every_switch_changes_the_weights(switch: dict[str, Any]) -> None:
-    assert not same(weights(trained(small_config(epochs=1))), weights(trained(small_config(epochs=1, **switch))))
+    assert not same(weights(once(epochs=1)), weights(trained(small_config(epochs=1, **switch))))
 
 
 def test_without_a_leader_the_network_is_another() -> None:
-    led, even = weights(trained(small_config(epochs=1))), weights(trained(small_config(epochs=1, text_leading=False)))
+    led, even = weights(once(epochs=1)), weights(trained(small_config(epochs=1, text_leading=False)))
     assert led.keys() != even.keys()
     assert not torch.equal(led["classifier.weight"], even["classifier.weight"])
 
@@ -92,12 +99,13 @@ def test_the_teacher_stays_frozen_while_the_students_learn() -> None:
     assert not torch.equal(texts["student_visual"][-1], texts["fusion"][-1])
 
 
-LONGER = small_config(epochs=4, patience=4)  # so that the chosen epoch is not always the first
+LONG = {"epochs": 4, "patience": 4}  # so that the chosen epoch is not always the first
+LONGER = small_config(**LONG)
 
 
 @pytest.mark.parametrize("epochs_done", [1, 6, 11, 14])
 def test_a_restored_training_ends_where_an_uninterrupted_one_does(epochs_done: int) -> None:
-    whole = trained(LONGER)
+    whole = once(**LONG)
     interrupted = Training(small_corpus(), LONGER, 0, CPU)
     for done, _ in enumerate(interrupted.epochs(), start=1):
         if done == epochs_done:
