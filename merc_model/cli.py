@@ -105,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--layout", choices=sorted(LAYOUTS), metavar="NAME", help=f"one of {', '.join(sorted(LAYOUTS))}"
     )
+    command.add_argument(
+        "--groups", metavar="prefix:N", help="dialogues whose ids begin alike are not parted by cuts and folds"
+    )
 
     commands.add_parser("info", help="versions, devices, backends").set_defaults(run=_info)
     return parser
@@ -190,10 +193,24 @@ def _convert(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out}: expected a name that ends in .npz")
     if options.out.exists():
         raise UserError(f"{options.out} exists; give another --out")
-    corpus = convert(options.files, options.layout, warn=lambda warning: print(f"warning: {warning}", file=sys.stderr))
+    first: Path = options.files[0]
+    if first.suffix == ".npz":
+        if options.groups is None or len(options.files) > 1 or options.layout:
+            raise UserError(f"{first} is a corpus already; merc convert can only add groups to it, with --groups")
+        corpus = Corpus.load(first)
+    else:
+        corpus = convert(
+            options.files, options.layout, warn=lambda warning: print(f"warning: {warning}", file=sys.stderr)
+        )
+    if options.groups is not None:
+        corpus = corpus.with_groups(options.groups)
     corpus.save(options.out)
     dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
     print(f"{options.out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}")
+    if corpus.groups is not None:
+        names, counts = np.unique(corpus.groups, return_counts=True)
+        shown = [f"{name} {count}" for name, count in zip(names[:8], counts, strict=False)]
+        print(f"groups: {len(names)} ({', '.join(shown)}{', …' if len(names) > 8 else ''} dialogues)")
 
 
 def _info(_: argparse.Namespace) -> None:
