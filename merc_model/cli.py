@@ -1,4 +1,4 @@
-"""The command ``merc``: train, evaluate, predict, convert, info."""
+"""The command ``merc``: train, evaluate, predict, ablate, convert, info."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import torch
 
 import merc_kernels
 from merc_model import report
+from merc_model.ablation import cells, results, rows
+from merc_model.ablation.processes import cores
 from merc_model.checkpoint import Record, RunFolder, load
 from merc_model.config import MODALITIES, Config, load_preset, parse_settings, presets
 from merc_model.data.community import LAYOUTS, convert
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("merc: interrupted; merc train goes on from its last save with --resume", file=sys.stderr)
+        print("merc: interrupted; merc train goes on with --resume, merc ablate with the same command", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,6 +99,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("conversation", type=Path, metavar="CONVERSATION", help=".npz or .json")
     command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: print, as CSV)")
     command.add_argument("--device", default="auto", metavar="D")
+
+    command = commands.add_parser("ablate", help="what each part is worth: one table over rows and seeds")
+    command.set_defaults(run=_ablate)
+    command.add_argument("--data", type=Path, metavar="CORPUS", help="default: the embedded synthetic one")
+    command.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(presets())}")
+    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", help="of the full model")
+    command.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N-1 (default: 5)")
+    command.add_argument("--jobs", type=int, metavar="J", help="trainings beside each other (default: the cores)")
+    command.add_argument(
+        "--folds", type=int, metavar="K", help="compare on K folds of the training dialogues; test is not touched"
+    )
+    command.add_argument(
+        "--rows", type=lambda text: text.split(","), default=[], metavar="NAMES", help="such as early,ce,full"
+    )
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, …")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: ablations/NAME-OF-CORPUS; goes on in it")
 
     command = commands.add_parser("convert", help="the field's pickles to a corpus .npz, read safely")
     command.set_defaults(run=_convert)
@@ -186,6 +204,28 @@ def _predict(options: argparse.Namespace) -> None:
     probabilities = predictions.probabilities[FUSED]
     report.timeline(picture, probabilities, conversation.speakers, model.label_names, conversation.name)
     print(f"timeline: {picture}", file=sys.stderr)
+
+
+def _ablate(options: argparse.Namespace) -> None:
+    config = load_preset(options.preset) if options.preset else _default_config(options.data)
+    for name, value in (("--seeds", options.seeds), ("--jobs", options.jobs)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: expected at least 1, got {value}")
+    corpus = _corpus(options.data)
+    ablation = cells.Ablation(
+        corpus=corpus,
+        config=config.changed(parse_settings(options.set)),
+        rows=rows.chosen(options.rows),
+        seeds=options.seeds,
+        folds=options.folds,
+        device=str(_device(options.device)),
+        folder=options.out or Path("ablations") / (corpus.name + (f"-{options.folds}-folds" if options.folds else "")),
+    )
+    cells.run(ablation, options.jobs or cores(), lambda line: print(f"merc ablate: {line}", file=sys.stderr))
+    print(results.write(ablation), end="")
+    if options.data is None:
+        print(f"\n{_MADE_UP}")
+    print(f"\ntable: {ablation.folder / 'results.md'}")
 
 
 def _convert(options: argparse.Namespace) -> None:
