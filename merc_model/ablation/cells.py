@@ -137,6 +137,7 @@ def run(ablation: Ablation, jobs: int, tell: Callable[[str], None]) -> None:
         jobs: trainings beside each other.
         tell: takes a line on the progress now and then, where there is no terminal for a progress bar.
     """
+    parts = ablation.parts()  # before anything is written: it may be impossible
     _start(ablation)
     titles: dict[Cell, str] = {}
     for row in ablation.rows:
@@ -145,7 +146,7 @@ def run(ablation: Ablation, jobs: int, tell: Callable[[str], None]) -> None:
     left = [cell for cell in titles if not cell.path(ablation.folder).is_file()]
     if not left:
         return
-    work = functools.partial(_train, ablation.parts(), ablation.folder, ablation.device)
+    work = functools.partial(_train, parts, ablation.folder, ablation.device)
     jobs = min(jobs, len(left))
     tell(f"{len(left)} of {len(titles)} trainings to do, {jobs} at a time, a thread each")
     started = told = time.monotonic()

@@ -80,8 +80,8 @@ def summarize(ablation: Ablation) -> dict[str, Any]:
                 "heads": {h: _metrics(s.of_seeds, label_names) for h, s in shared[key].items() if h != FUSED},
             }
         )
-    for entry in rows:
-        entry["over"] = _comparisons(entry, rows, scores, ablation.seeds)
+    for number, entry in enumerate(rows):
+        entry["over"] = _comparisons(entry, rows[:number], scores, ablation.seeds)
     return {
         "format": FORMAT,
         "corpus": ablation.corpus.name,
@@ -124,10 +124,10 @@ def _metrics(of_seeds: Sequence[dict[str, Any]], label_names: Sequence[str]) -> 
 
 
 def _comparisons(
-    entry: dict[str, Any], rows: Sequence[dict[str, Any]], scores: dict[str, dict[str, _Scores]], seeds: int
+    entry: dict[str, Any], above: Sequence[dict[str, Any]], scores: dict[str, dict[str, _Scores]], seeds: int
 ) -> dict[str, Any]:
-    """Other row → head → measure → the difference to it."""
-    keys = {row["name"]: row["key"] for row in rows}
+    """Row above → head → measure → the difference to it."""
+    keys = {row["name"]: row["key"] for row in above}
     wanted = dict.fromkeys((entry["before"], LOGISTIC, EARLY, CROSS_ENTROPY))
     over: dict[str, Any] = {}
     for other in wanted:

@@ -89,7 +89,7 @@ def _as_large_as(base: Config, config: Config, dims: Mapping[str, int], label_na
             return sum(parameter.numel() for parameter in MercModel(dims, label_names, candidate).parameters())
 
     wanted, step = parameters(base), math.lcm(2, config.heads)
-    best = config.changed({"hidden_dim": step})
+    best = config  # no larger than the full model of the same width
     while parameters(best) < wanted:
         wider = best.changed({"hidden_dim": best.hidden_dim + step})
         if abs(parameters(wider) - wanted) >= abs(parameters(best) - wanted):
