@@ -15,20 +15,32 @@ _DRAWS = 200
 def cut(counts: NDArray[np.int64], sizes: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """The units to cut off: the fewest of a draw that hold ``size`` dialogues, never all.
 
+    A draw that would leave a side without labels has one unit exchanged, where that helps; one that takes every
+    utterance of a class is the last choice.
+
     Args:
         counts: ``(units, C)`` labelled utterances of each class.
         sizes: ``(units,)`` dialogues of each unit.
         size: dialogues to cut off.
     """
     generator = np.random.default_rng(0)
+    labelled, whole = np.asarray(counts.sum(axis=1) > 0), counts.sum(axis=0)
 
     def draw() -> NDArray[np.int64]:
         order = generator.permutation(len(sizes))
         enough = int(np.searchsorted(np.cumsum(sizes[order]), size)) + 1
-        return order[: min(enough, len(sizes) - 1)]
+        taken = min(enough, len(sizes) - 1)
+        known = np.flatnonzero(labelled[order])
+        if len(known) and known[-1] < taken:  # none would be left
+            order[[known[-1], taken]] = order[[taken, known[-1]]]
+        elif len(known) > 1 and known[0] >= taken:  # none would be taken
+            order[[0, known[0]]] = order[[known[0], 0]]
+        return order[:taken]
 
-    def skew(taken: NDArray[np.int64]) -> float:
-        return _skew(counts[taken].sum(axis=0), counts.sum(axis=0)) + abs(float(sizes[taken].sum()) / size - 1)
+    def skew(taken: NDArray[np.int64]) -> tuple[int, float]:
+        cut_off = counts[taken].sum(axis=0)
+        lost = int(np.count_nonzero((whole > 0) & (cut_off == whole)))
+        return lost, _skew(cut_off, whole) + abs(float(sizes[taken].sum()) / size - 1)
 
     return min([draw() for _ in range(_DRAWS)], key=skew)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from merc_model.cli import main
+from merc_model.config import IGNORE_INDEX
 from merc_model.data.corpus import Corpus
 from merc_model.data.synthetic import synthetic
 from tests.model.test_corpus import refusal, rewritten
@@ -71,6 +72,38 @@ def test_the_validation_cut_takes_whole_groups() -> None:
     many = grouped().with_validation(0.7)
     assert 0.7 * 54 <= len(many.dialogues("valid")) < 54, "one group more rather than too few"
     assert len(groups_of(grouped((44, 1)).with_validation(0.5), "valid")) == 1, "never all groups"
+
+
+@pytest.mark.parametrize("labelled", [[0, 1], [3, 17], [0, 1, 2], list(range(19))])
+@pytest.mark.parametrize("group", [1, 2])
+def test_the_validation_cut_leaves_labels_on_both_sides(labelled: list[int], group: int) -> None:
+    """Twenty groups of one or two dialogues; some groups labelled."""
+    labels = np.full((20, group), IGNORE_INDEX)
+    labels[labelled] = 0
+    corpus = Corpus(
+        name="sparse",
+        features={"text": np.ones((labels.size, 1), np.float32)},
+        labels=labels.ravel(),
+        speakers=np.zeros(labels.size, np.int64),
+        offsets=np.arange(labels.size + 1),
+        dialogue_ids=np.array([str(number) for number in range(labels.size)]),
+        split=np.array(["train"] * labels.size),
+        label_names=np.array(["only"]),
+        groups=np.repeat([f"group-{number}" for number in range(20)], group),
+    )
+    cut = corpus.with_validation(0.05)  # a single group
+    assert cut.class_counts(cut.dialogues("train")).sum() > 0
+    assert cut.class_counts(cut.dialogues("valid")).sum() > 0
+
+
+def test_a_class_that_one_group_has_stays_in_training() -> None:
+    corpus = grouped()
+    assert corpus.groups is not None
+    owner = np.repeat(corpus.groups == "show-1", np.diff(corpus.offsets))
+    labels = np.where(owner & (corpus.labels == 0), 5, np.where(corpus.labels == 5, 0, corpus.labels))
+    labels = np.where(owner, labels, np.minimum(labels, 4))
+    cut = replace(corpus, labels=labels).with_validation(0.15)
+    assert (cut.class_counts(cut.dialogues("train")) > 0).all()
 
 
 def test_one_group_cannot_be_cut() -> None:
