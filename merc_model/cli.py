@@ -1,4 +1,4 @@
-"""The command ``merc``: train, evaluate, predict, convert, info."""
+"""The command ``merc``: train, evaluate, predict, ablate, convert, info."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ import torch
 
 import merc_kernels
 from merc_model import report
+from merc_model.ablation import cells, results, rows
+from merc_model.ablation.processes import cores
 from merc_model.checkpoint import Record, RunFolder, load
 from merc_model.config import MODALITIES, Config, load_preset, parse_settings, presets
 from merc_model.data.community import LAYOUTS, convert
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("merc: interrupted; merc train goes on from its last save with --resume", file=sys.stderr)
+        print("merc: interrupted; merc train goes on with --resume, merc ablate with the same command", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,12 +101,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: print, as CSV)")
     command.add_argument("--device", default="auto", metavar="D")
 
+    command = commands.add_parser("ablate", help="what each part is worth: one table over rows and seeds")
+    command.set_defaults(run=_ablate)
+    command.add_argument("--data", type=Path, metavar="CORPUS", help="default: the embedded synthetic one")
+    command.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(presets())}")
+    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", help="of the full model")
+    command.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N-1 (default: 5)")
+    command.add_argument("--jobs", type=int, metavar="J", help="trainings beside each other (default: the cores)")
+    command.add_argument(
+        "--folds", type=int, metavar="K", help="compare on K folds of the training dialogues; test is not touched"
+    )
+    command.add_argument(
+        "--rows", type=lambda text: text.split(","), default=[], metavar="NAMES", help="such as early,ce,full"
+    )
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, …")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: ablations/NAME-OF-CORPUS; goes on in it")
+
     command = commands.add_parser("convert", help="the field's pickles to a corpus .npz, read safely")
     command.set_defaults(run=_convert)
     command.add_argument("files", nargs="+", type=Path, metavar="FILES")
     command.add_argument("--out", type=Path, required=True, metavar="CORPUS.npz")
     command.add_argument(
         "--layout", choices=sorted(LAYOUTS), metavar="NAME", help=f"one of {', '.join(sorted(LAYOUTS))}"
+    )
+    command.add_argument(
+        "--groups", metavar="prefix:N", help="dialogues whose ids begin alike are not parted by cuts and folds"
     )
 
     command = commands.add_parser("info", help="versions, devices, backends, and which of them a call takes")
@@ -188,15 +209,51 @@ def _predict(options: argparse.Namespace) -> None:
     print(f"timeline: {picture}", file=sys.stderr)
 
 
+def _ablate(options: argparse.Namespace) -> None:
+    config = load_preset(options.preset) if options.preset else _default_config(options.data)
+    for name, value in (("--seeds", options.seeds), ("--jobs", options.jobs)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: expected at least 1, got {value}")
+    corpus = _corpus(options.data)
+    ablation = cells.Ablation(
+        corpus=corpus,
+        config=config.changed(parse_settings(options.set)),
+        rows=rows.chosen(options.rows),
+        seeds=options.seeds,
+        folds=options.folds,
+        device=str(_device(options.device)),
+        folder=options.out or Path("ablations") / (corpus.name + (f"-{options.folds}-folds" if options.folds else "")),
+    )
+    cells.run(ablation, options.jobs or cores(), lambda line: print(f"merc ablate: {line}", file=sys.stderr))
+    print(results.write(ablation), end="")
+    if options.data is None:
+        print(f"\n{_MADE_UP}")
+    print(f"\ntable: {ablation.folder / 'results.md'}")
+
+
 def _convert(options: argparse.Namespace) -> None:
     if options.out.suffix != ".npz":
         raise UserError(f"--out {options.out}: expected a name that ends in .npz")
     if options.out.exists():
         raise UserError(f"{options.out} exists; give another --out")
-    corpus = convert(options.files, options.layout, warn=lambda warning: print(f"warning: {warning}", file=sys.stderr))
+    first: Path = options.files[0]
+    if first.suffix == ".npz":
+        if options.groups is None or len(options.files) > 1 or options.layout:
+            raise UserError(f"{first} is a corpus already; merc convert can only add groups to it, with --groups")
+        corpus = Corpus.load(first)
+    else:
+        corpus = convert(
+            options.files, options.layout, warn=lambda warning: print(f"warning: {warning}", file=sys.stderr)
+        )
+    if options.groups is not None:
+        corpus = corpus.with_groups(options.groups)
     corpus.save(options.out)
     dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
     print(f"{options.out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}")
+    if corpus.groups is not None:
+        names, counts = np.unique(corpus.groups, return_counts=True)
+        shown = [f"{name} {count}" for name, count in zip(names[:8], counts, strict=False)]
+        print(f"groups: {len(names)} ({', '.join(shown)}{', …' if len(names) > 8 else ''} dialogues)")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ class Config:
         heads: attention heads of a layer.
         dropout: on the projected features and inside the transformer layers.
         speaker_slots: rows of the speaker table; a dialogue with more speakers shares them, index modulo slots.
+        fusion: ``late``: an encoder a modality, then fused; ``early``: the control without teacher and students, which
+            concatenates the features before one encoder.
         text_leading: text is anchored and the others shift it (False: the present modalities are averaged).
         shift_limit: β, the largest length of the shift beside that of the text vector.
         projection_dim: width of the embeddings that the contrastive loss sees.
@@ -67,6 +69,7 @@ class Config:
     heads: int = 8
     dropout: float = 0.5
     speaker_slots: int = 10
+    fusion: Literal["late", "early"] = "late"
     text_leading: bool = True
     shift_limit: float = 0.5
     projection_dim: int = 128

@@ -53,7 +53,7 @@ def predict(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop
     device = model.prototypes.device
     labels: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     embeddings: list[NDArray[np.float32]] = []
-    probabilities: dict[str, list[NDArray[np.float32]]] = {head: [] for head in (FUSED, *model.modalities)}
+    probabilities: dict[str, list[NDArray[np.float32]]] = {head: [] for head in (FUSED, *model.heads)}
     for batch in batches(corpus, dialogues, _BATCH_DIALOGUES, device):
         for modality in drop:
             batch = batch.without(modality)

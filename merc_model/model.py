@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from merc_model.config import MODALITIES, TEACHER, Config
 from merc_model.data.batch import Batch
-from merc_model.encoders import DialogueEncoder
+from merc_model.early import EarlyFusion
+from merc_model.encoders import DialogueEncoder, Standardize
 from merc_model.errors import UserError
 from merc_model.fusion import MeanFusion, TextLedFusion
 
@@ -23,7 +24,7 @@ class Output:
     Attributes:
         logits: ``(B, L, C)`` of the fused states.
         embeddings: ``(B, L, P)`` fused states through the projection head, for the contrastive loss.
-        modality_logits: modality → ``(B, L, C)`` of its own head.
+        modality_logits: modality → ``(B, L, C)`` of its own head; empty under early fusion, which has no such heads.
     """
 
     logits: Tensor
@@ -32,12 +33,15 @@ class Output:
 
 
 class MercModel(nn.Module):
-    """MERC-KDC.
+    """MERC-KDC, or its control that concatenates the features (``config.fusion``).
 
     Args:
         dims: modality → width of its features; text must be among them.
         label_names: the C emotions.
         config: the sizes and switches.
+
+    Attributes:
+        dims: modality → width of the features it expects.
 
     Raises:
         UserError: no text.
@@ -48,19 +52,20 @@ class MercModel(nn.Module):
         if TEACHER not in dims:
             raise UserError(f"the corpus has no text, and text is the teacher; it has {', '.join(dims) or 'nothing'}")
         self.modalities = [modality for modality in MODALITIES if modality in dims]
+        self.dims = {modality: dims[modality] for modality in self.modalities}
         self.label_names = [str(name) for name in label_names]
         hidden, num_classes = config.hidden_dim, len(self.label_names)
-        self.encoders = nn.ModuleDict({m: DialogueEncoder(dims[m], config) for m in self.modalities})
-        self.heads = nn.ModuleDict({m: nn.Linear(hidden, num_classes) for m in self.modalities})
-        self.fusion = (TextLedFusion if config.text_leading else MeanFusion)(self.modalities, config)
+        encoded = [] if config.fusion == "early" else self.modalities
+        self.encoders = nn.ModuleDict({m: DialogueEncoder(dims[m], config) for m in encoded})
+        self.heads = nn.ModuleDict({m: nn.Linear(hidden, num_classes) for m in encoded})
+        self.fusion: EarlyFusion | TextLedFusion | MeanFusion
+        if config.fusion == "early":
+            self.fusion = EarlyFusion(self.dims, config)
+        else:
+            self.fusion = (TextLedFusion if config.text_leading else MeanFusion)(self.modalities, config)
         self.classifier = nn.Linear(hidden, num_classes)
         self.projection = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, config.projection_dim))
         self.prototypes = nn.Parameter(torch.randn(num_classes, config.projection_dim))
-
-    @property
-    def dims(self) -> dict[str, int]:
-        """Modality → width of the features it expects."""
-        return {modality: self.encoder(modality).input_dim for modality in self.modalities}
 
     @property
     def students(self) -> list[str]:
@@ -70,6 +75,12 @@ class MercModel(nn.Module):
     def encoder(self, modality: str) -> DialogueEncoder:
         """The encoder of one modality."""
         return cast(DialogueEncoder, self.encoders[modality])
+
+    def standardize(self, modality: str) -> Standardize:
+        """What standardises the features of one modality."""
+        if isinstance(self.fusion, EarlyFusion):
+            return cast(Standardize, self.fusion.standardize[modality])
+        return self.encoder(modality).standardize
 
     def encode(self, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states ``(B, L, H)`` and logits ``(B, L, C)`` of one modality by itself."""
@@ -82,7 +93,10 @@ class MercModel(nn.Module):
         """All modalities, fused; one that the batch lacks is missing in every utterance."""
         batch = batch.completed(self.dims)
         hidden, modality_logits = {}, {}
-        for modality in self.modalities:
-            hidden[modality], modality_logits[modality] = self.encode(modality, batch)
-        fused = self.fusion(hidden, batch.present)
+        if isinstance(self.fusion, EarlyFusion):
+            fused = self.fusion(batch)
+        else:
+            for modality in self.modalities:
+                hidden[modality], modality_logits[modality] = self.encode(modality, batch)
+            fused = self.fusion(hidden, batch.present)
         return Output(self.classifier(fused), self.projection(fused), modality_logits)

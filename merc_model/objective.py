@@ -64,7 +64,8 @@ class Objective(nn.Module):
         output = model(batch)
         terms = {"ce_loss": (1.0, self._cross_entropy(output.logits, batch))}
         modality_losses = [self._cross_entropy(logits, batch) for logits in output.modality_logits.values()]
-        terms["modality_ce_loss"] = (self.config.modality_ce_weight, torch.stack(modality_losses).sum())
+        if modality_losses:
+            terms["modality_ce_loss"] = (self.config.modality_ce_weight, torch.stack(modality_losses).sum())
         if self.config.fcl:
             contrastive = self.contrastive(
                 output.embeddings.flatten(0, 1),

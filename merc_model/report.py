@@ -116,6 +116,30 @@ def timeline(
     _save(figure, path)
 
 
+def scores(path: Path, titles: Sequence[str], values: dict[str, list[list[float]]], title: str) -> None:
+    """Several ways of predicting, one below the other: a dot a seed, and a line at the mean.
+
+    Args:
+        path: the picture.
+        titles: of the ways.
+        values: measure → for each way, its value for each seed.
+        title: of the picture.
+    """
+    titles = [_plain(one) for one in titles]
+    figure = Figure(figsize=(4 + 3.2 * len(values), 1.4 + 0.32 * len(titles)), layout="constrained")
+    figure.suptitle(_plain(title))
+    places = range(len(titles))
+    for column, (measure, ways) in enumerate(values.items()):
+        axes = figure.add_subplot(1, len(values), column + 1, xlabel=measure.replace("_", " "))
+        for place, seeds in zip(places, ways, strict=True):
+            axes.plot(seeds, [place] * len(seeds), "o", color="tab:blue", alpha=0.5, markersize=4)
+            axes.plot([float(np.mean(seeds))], [place], "|", color="black", markersize=12, markeredgewidth=1.5)
+        axes.set_yticks(places, titles if column == 0 else [""] * len(titles))
+        axes.set_ylim(len(titles) - 0.5, -0.5)
+        axes.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
 def _plain(text: str) -> str:
     """Text that matplotlib takes as it is: a dollar sign would start a formula."""
     return text.replace("$", r"\$")

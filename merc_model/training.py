@@ -53,7 +53,7 @@ class Stage:
 
 
 def stages(model: MercModel, objective: Objective, config: Config) -> list[Stage]:
-    """Teacher, then each student, then the fusion of all (after TelME and MAGTKD)."""
+    """Teacher, then each student, then the fusion of all (after TelME and MAGTKD); the early control has one."""
 
     def alone(modality: str) -> dict[nn.Module, float]:
         return {model.encoders[modality]: 1.0, model.heads[modality]: 1.0}
@@ -69,10 +69,13 @@ def stages(model: MercModel, objective: Objective, config: Config) -> list[Stage
     slow = config.encoder_learning_rate_scale
     fusion: dict[nn.Module, float] = dict.fromkeys(model.children(), 1.0)
     fusion |= {model.encoders: slow, model.heads: slow}
+    last = Stage("fusion", FUSED, fusion, lambda batch: objective.fusion(model, batch))
+    if config.fusion == "early":
+        return [last]
     return [
         Stage("teacher", TEACHER, alone(TEACHER), lambda batch: objective.teacher(model, batch)),
         *(student(modality) for modality in model.students),
-        Stage("fusion", FUSED, fusion, lambda batch: objective.fusion(model, batch)),
+        last,
     ]
 
 
@@ -108,7 +111,7 @@ class Training:
             rows = torch.from_numpy(corpus.features[modality][training_rows])
             if rows.isnan().any(dim=1).all():
                 raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row; leave it out")
-            self.model.encoder(modality).standardize.fit(rows)
+            self.model.standardize(modality).fit(rows)
         self.model.to(device)
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
         self.objective = Objective(config, counts).to(device)

@@ -15,10 +15,10 @@ from tests.model.small import DIMS, LABEL_NAMES, small_config, small_corpus
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(params=[True, False], ids=["text-led", "mean"])
+@pytest.fixture(params=[{}, {"text_leading": False}, {"fusion": "early"}], ids=["text-led", "mean", "early"])
 def model(request: pytest.FixtureRequest) -> MercModel:
     torch.manual_seed(0)
-    model = MercModel(DIMS, LABEL_NAMES, small_config(text_leading=request.param, layers=2))
+    model = MercModel(DIMS, LABEL_NAMES, small_config(**request.param, layers=2))
     for parameter in model.parameters():  # no part may hide behind a zero initialisation
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()

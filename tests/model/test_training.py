@@ -74,6 +74,17 @@ def test_without_a_leader_the_network_is_another() -> None:
     assert not torch.equal(led["classifier.weight"], even["classifier.weight"])
 
 
+def test_the_early_control_has_one_stage_and_no_other_heads() -> None:
+    training = trained(small_config(fusion="early", fcl=False))
+    assert {row["stage"] for row in training.history} == {"fusion"}
+    assert "ce_loss" in training.history[0]
+    assert not {"modality_ce_loss", "fcl_loss"} & training.history[0].keys()
+    assert not [name for name in weights(training) if name.startswith(("encoders.", "heads."))]
+    rows = training.corpus.features["audio"][training.corpus.rows(training.dialogues["train"])]
+    np.testing.assert_allclose(training.model.standardize("audio").mean, np.nanmean(rows, axis=0), rtol=1e-5)
+    assert training.metrics("test")["utterances"] > 0
+
+
 def test_distillation_touches_the_students_stage_alone() -> None:
     with_kd, without = (
         Training(small_corpus(), small_config(), 0, CPU),
