@@ -118,9 +118,10 @@ def _copied(value: Any) -> Any:
 
 
 def test_training_learns() -> None:
-    training = trained(small_config(epochs=30, dropout=0.0, feature_dropout=0.0, memory=False))
-    losses = [row["loss"] for row in training.history]
-    assert losses[-1] < 0.8 * losses[0]
+    still = {"dropout": 0.0, "feature_dropout": 0.0, "modality_dropout": 0.0, "label_smoothing": 0.0}
+    training = trained(small_config(epochs=30, learning_rate=3e-3, memory=False, **still))
+    losses = [row["ce_loss"] for row in training.history]
+    assert losses[-1] < 0.5 * losses[0]
     assert training.metrics("train")["fused"]["weighted_f1"] > 0.9
 
 
@@ -145,7 +146,7 @@ def test_a_text_only_corpus_has_no_students() -> None:
 
 
 def test_a_dialogue_never_loses_every_modality() -> None:
-    training = Training(small_corpus(), small_config(modality_dropout=0.9), 0, CPU)
+    training = Training(small_corpus(), small_config(modality_dropout=0.5), 0, CPU)
     batch = collate(training.corpus, training.dialogues["train"])
     has = torch.stack([batch.present[modality].any(dim=1) for modality in MODALITIES])
     for _ in range(20):
