@@ -30,12 +30,12 @@ def _trials() -> tuple[Row, ...]:
     early, ours, full = "early", "ours", "full"
     changes: dict[str, tuple[str | None, Mapping[str, Any]]] = {
         early: (None, _EARLY),
-        "early, 24 epochs": (early, {**_EARLY, "epochs": 24}),
+        "early, 48 epochs": (early, {**_EARLY, "epochs": 48}),
         "early, dropout .5": (early, {**_EARLY, "dropout": 0.5}),
         "early, absolute features alone": (early, {**_EARLY, "speaker_relative": False}),
         "early, memory": (early, {**_EARLY, "memory": True}),
         ours: (early, _BARE),
-        "ours, 24 epochs": (ours, {**_BARE, "epochs": 24}),
+        "ours, 48 epochs": (ours, {**_BARE, "epochs": 48}),
         "ours, dropout .5": (ours, {**_BARE, "dropout": 0.5}),
         "ours, heads at .3": (ours, {**_BARE, "modality_ce_weight": 0.3}),
         "ours, no modality dropout": (ours, {**_BARE, "modality_dropout": 0.0}),

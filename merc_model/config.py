@@ -85,7 +85,7 @@ class Config:
     memory: bool = True
     memory_weight: float = 0.5
     memory_temperature: float = 0.05
-    epochs: int = 16
+    epochs: int = 24
     batch_dialogues: int = 8
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
