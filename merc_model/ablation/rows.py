@@ -53,7 +53,7 @@ ROWS = (
     Row("elcl-anchors", "+ ELCL, prototypes as anchors too", "elcl", {**_FCL, "elcl": True, "prototype_anchors": True}),
     Row("memory", "ours, cross entropy, with the memory", CROSS_ENTROPY, {**_CE, "memory": True}),
     Row("early-memory", "early concatenation, with the memory", EARLY, {**_CE, "fusion": "early", "memory": True}),
-    Row(FULL, "full", "elcl-anchors"),
+    Row(FULL, "full: ELCL candidates and the memory", "elcl"),
     Row("no-kd", "full without response KD", FULL, {"kd": False}),
     Row("no-feature-kd", "full without feature KD", FULL, {"feature_kd": False}),
     Row("no-fcl", "full without FCL and ELCL", FULL, {"fcl": False, "elcl": False}),
