@@ -48,8 +48,8 @@ class Config:
             the weights themselves.
         label_smoothing: of every cross entropy.
         class_balance: α of the cross entropies' class weights (N/n_c)^α; 0 weighs classes alike.
-        prior_adjustment: how much of the logarithm of each class's share is added to the logits in training, so that
-            rare classes must be told apart by more than their rarity.
+        prior_adjustment: how much of the logarithm of each class's share is taken from the fused logits at prediction,
+            so that a rare class is not given up for its rarity.
         modality_dropout: chance that a dialogue loses a modality in a training step; it never loses all.
         modality_ce_weight: λ of the cross entropy on each modality's own head.
         kd: distil the text teacher's responses into the students.

@@ -1,7 +1,8 @@
 """The labelled training utterances, remembered: what was felt where something like this was said before?
 
 An utterance asks the memory with its own features, without its context. Their similarity to those of a remembered
-utterance is the weighted mean of the cosines of the modalities it has; text weighs most. As in a contrastive loss, a
+utterance is the weighted mean of the cosines of the modalities, 0 where one is missing; text weighs most, so without
+text there is little evidence. As in a contrastive loss, a
 softmax of the similarities over the temperature gives each remembered utterance a share, and its label collects it.
 The evidence for a class is the logarithm of what the class collects beside its share of the training set. Nearest
 neighbours beside a classifier: taken from kNN-LM (Khandelwal et al., 2020, https://arxiv.org/abs/1911.00172).
@@ -26,7 +27,7 @@ class Memory(nn.Module):
     .. math:: s_j = \frac{\sum_m w_m \cos(x_m, x_{jm})}{\sum_m w_m}, \quad
         e_c = \log\Bigl(\frac{\sum_j [y_j = c]\, e^{s_j / \tau}}{\pi_c \sum_j e^{s_j / \tau}} + 0.1\Bigr)
 
-    where m runs over the modalities of the asking utterance, π is the share of a class in the memory.
+    where m runs over the modalities of the model, π is the share of a class in the memory.
 
     Args:
         dims: modality → width of its features.
@@ -58,14 +59,12 @@ class Memory(nn.Module):
         shape = *batch.utterance_mask.shape, self.num_classes
         if not len(self.labels):
             return torch.zeros(shape, device=batch.utterance_mask.device)
-        similarity = torch.zeros((), device=batch.utterance_mask.device)
-        weight = torch.zeros_like(similarity)
+        similarity, weight = torch.zeros((), device=batch.utterance_mask.device), 0.0
         for modality in self.modalities:
             share = 1.0 if modality == TEACHER else _STUDENT_SHARE
-            cosine = F.normalize(features[modality], dim=-1) @ self._keys(modality).T  # [B, L, M]
-            similarity = similarity + share * cosine
-            weight = weight + share * batch.present[modality][..., None]
-        shares = (similarity / weight.clamp_min(_STUDENT_SHARE) / self.temperature).softmax(dim=-1)
+            similarity = similarity + share * F.normalize(features[modality], dim=-1) @ self._keys(modality).T
+            weight += share
+        shares = (similarity / (weight * self.temperature)).softmax(dim=-1)  # [B, L, M]
         classes = F.one_hot(self.labels, self.num_classes).to(shares.dtype)
         frequency = classes.mean(dim=0)
         # a class that was never seen collects nothing, and gets no evidence for or against it

@@ -23,7 +23,7 @@ class Output:
     """What the network says of a batch.
 
     Attributes:
-        logits: ``(B, L, C)`` of the fused states; in evaluation mode with the memory's evidence.
+        logits: ``(B, L, C)`` of the fused states; in evaluation mode adjusted by the prior, with the memory's evidence.
         embeddings: ``(B, L, P)`` fused states through the projection head, for the contrastive loss.
         modality_logits: modality → ``(B, L, C)`` of its own head; empty under early fusion, which has no such heads.
         hidden: modality → ``(B, L, H)`` of its own encoder, likewise.
@@ -45,10 +45,13 @@ class MercModel(nn.Module):
 
     Attributes:
         dims: modality → width of the features it expects.
+        log_prior: ``(C,)`` logarithm of each class's share of the training utterances.
 
     Raises:
         UserError: no text.
     """
+
+    log_prior: Tensor
 
     def __init__(self, dims: Mapping[str, int], label_names: Sequence[str], config: Config) -> None:
         super().__init__()
@@ -76,6 +79,8 @@ class MercModel(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(num_classes, config.projection_dim))
         self.memory = Memory(widths, num_classes, config) if config.memory else None
         self.memory_weight = config.memory_weight
+        self.register_buffer("log_prior", torch.zeros(num_classes))
+        self.prior_adjustment = config.prior_adjustment
 
     @property
     def students(self) -> list[str]:
@@ -108,8 +113,10 @@ class MercModel(nn.Module):
                 hidden[modality], modality_logits[modality] = self._encode(modality, rows, batch)
             fused = self.fusion(hidden, batch)
         logits = self.classifier(self.dropout(fused))
-        if self.memory is not None and not self.training:
-            logits = logits + self.memory_weight * self.memory(seen, batch)
+        if not self.training:
+            logits = logits - self.prior_adjustment * self.log_prior
+            if self.memory is not None:
+                logits = logits + self.memory_weight * self.memory(seen, batch)
         return Output(logits, self.projection(fused), modality_logits, hidden)
 
     def _features(self, modality: str) -> Features:

@@ -21,13 +21,11 @@ class Objective(nn.Module):
     """
 
     ce_weights: Tensor
-    log_prior: Tensor
 
     def __init__(self, config: Config, class_counts: Tensor) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("ce_weights", class_balanced_weights(class_counts, config.class_balance))
-        self.register_buffer("log_prior", (class_counts / class_counts.sum()).clamp_min(1e-6).log().float())
         self.contrastive = FocalContrastiveLoss(
             temperature=config.fcl_temperature,
             gamma=config.fcl_gamma,
@@ -89,9 +87,8 @@ class Objective(nn.Module):
 
     def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mean over the labelled utterances, 0 where there is none."""
-        logits = logits.flatten(0, 1).float() + self.config.prior_adjustment * self.log_prior
         summed = F.cross_entropy(
-            logits,
+            logits.flatten(0, 1).float(),
             batch.labels.flatten(),
             weight=self.ce_weights,
             ignore_index=IGNORE_INDEX,

@@ -66,8 +66,9 @@ class Training:
             self.model.standardize(modality).fit(rows)
         for batch in batches(corpus, self.dialogues["train"], 16, torch.device("cpu")):
             self.model.remember(batch)
-        self.model.to(device)
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
+        self.model.log_prior.copy_((counts.clamp_min(1) / counts.sum()).log())
+        self.model.to(device)
         self.objective = Objective(config, counts).to(device)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0

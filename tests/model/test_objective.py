@@ -46,7 +46,6 @@ def test_each_term_is_what_its_formula_says(model: MercModel, teacher: MercModel
     config = small_config(
         label_smoothing=0.0,
         class_balance=1.0,
-        prior_adjustment=0.5,
         kd_temperature=3.0,
         feature_kd_temperature=0.5,
     )
@@ -55,10 +54,10 @@ def test_each_term_is_what_its_formula_says(model: MercModel, teacher: MercModel
     output = model(batch)
     terms = Objective(config, COUNTS)(model, teacher, batch)
 
-    weights, prior = class_balanced_weights(COUNTS, 1.0), (COUNTS / COUNTS.sum()).log()
+    weights = class_balanced_weights(COUNTS, 1.0)
 
     def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
-        log_p = (logits[real] + 0.5 * prior).log_softmax(-1)
+        log_p = logits[real].log_softmax(-1)
         return -(weights[labels] * log_p.gather(1, labels[:, None])[:, 0]).mean().detach()
 
     torch.testing.assert_close(terms["ce_loss"], cross_entropy(output.logits))

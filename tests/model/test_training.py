@@ -52,7 +52,6 @@ def test_seeds_give_the_same_weights_bit_for_bit() -> None:
         {"modality_ce_weight": 0.0},
         {"modality_dropout": 0.5},
         {"class_balance": 1.0},
-        {"prior_adjustment": 1.0},
         {"speaker_relative": False},
         {"feature_dropout": 0.0},
         {"label_smoothing": 0.0},
@@ -162,6 +161,19 @@ def test_dialogues_of_a_batch_are_about_as_long_as_each_other() -> None:
     assert sorted(np.concatenate(parts)) == list(range(60))
     assert [len(part) for part in parts].count(8) == 7
     assert np.mean([np.ptp(part) for part in parts]) < 20
+
+
+def test_the_prior_is_that_of_the_training_utterances_and_is_taken_off_at_prediction() -> None:
+    training = trained(small_config(epochs=1))
+    counts = training.corpus.class_counts(training.dialogues["train"])
+    np.testing.assert_allclose(training.model.log_prior.exp(), counts / counts.sum(), rtol=1e-5)
+    batch = collate(training.corpus, training.dialogues["test"])
+    before = training.model.eval()(batch).logits
+    training.model.prior_adjustment = 0.5
+    expected = before - 0.5 * training.model.log_prior
+    torch.testing.assert_close(training.model(batch).logits, expected)
+    adjusted = trained(small_config(epochs=1, prior_adjustment=0.5))
+    assert same(weights(training), weights(adjusted))
 
 
 def test_statistics_come_from_the_training_rows() -> None:
