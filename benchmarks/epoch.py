@@ -1,8 +1,8 @@
-"""epoch: MERC-KDC trained end to end on the embedded corpus, one epoch of every stage with validation and test.
+"""epoch: MERC-KDC trained on the embedded corpus, one epoch.
 
 The providers are our backends, forced on both losses; the trainer takes no others. There is no float64 here: what is
-checked is the fusion stage's loss after its epoch, against the same training on the reference backend. The floor is the
-same epochs with neither distillation nor contrastive loss.
+checked is the loss of the epoch, against the same training on the reference backend. The floor is the same epoch with
+neither distillation nor contrastive loss.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {"epochs": 1}
 
 
 class Epoch(Problem):
-    """The whole training; its value is the last loss."""
+    """The whole training; its value is the loss."""
 
     def __init__(self, provider: Provider, device: str, dialogues: int, settings: Mapping[str, Any]) -> None:
         super().__init__(provider, "", torch.zeros(0), ())
@@ -54,7 +54,7 @@ class EpochSubject:
     """The subject."""
 
     name = "epoch"
-    floor_is = "the same epochs with neither distillation nor contrastive loss"
+    floor_is = "the same epoch with neither distillation nor contrastive loss"
     limit: Mapping[str, float] = {"float32": 1e-2}
 
     def cells(self, scale: str, device: str) -> list[Cell]:
@@ -84,6 +84,7 @@ class EpochSubject:
         return Epoch(plain, device, rows, {}).result()[0], None, rows
 
     def floor(self, cell: Cell, device: str) -> Floor:
+        """Without the losses."""
         without = {"kd": False, "feature_kd": False, "fcl": False}
         plain = Provider("nothing", contextlib.nullcontext)
         return Floor(Epoch(plain, device, cell.sizes["rows"], without).both, {"both": 1.0})

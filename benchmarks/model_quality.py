@@ -3,7 +3,7 @@
     python -m benchmarks.model_quality CORPUS.npz --preset iemocap --seeds 3 [--set key=value ...] [--name NAME]
 
 The result, benchmarks/results/NAME.json, holds the mean and sd of the test metrics of the fused model, the test
-metrics of the teacher and of each student, the seconds of each stage, versions, machine, commit and command.
+metrics of each modality's own head, the seconds of training, versions, machine, commit and command.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> int:
         "training": shlex.join(["merc", *command]),
         **summary,
         "environment": environment(),
-        "stages": {stage: _spread([run["stages"][stage]["test"] for run in runs]) for stage in runs[0]["stages"]},
-        "seconds": {stage: statistics.median(run["seconds"][stage] for run in runs) for stage in runs[0]["seconds"]},
+        "heads": {head: _spread([run["heads"][head]["test"] for run in runs]) for head in runs[0]["heads"]},
+        "seconds": {part: statistics.median(run["seconds"][part] for run in runs) for part in runs[0]["seconds"]},
         "runs": runs,
     }
     RESULTS.mkdir(exist_ok=True)

@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace) -> None:
     device = _device(options.device)
     config = load_preset(options.preset) if options.preset else _default_config(options.data)
     config = config.changed(parse_settings(options.set))
-    corpus = _corpus(options.data).with_validation(config.validation_fraction)
+    corpus = _split(_corpus(options.data), config)
     out: Path = options.out or Path("runs") / corpus.name
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed: expected at least 0 and below 2^63, got {options.seed}")
@@ -154,9 +154,9 @@ def _train(options: argparse.Namespace) -> None:
     for seed, folder in runs.items():
         record = Record.of(config, seed, corpus, options.data)
         results.append(train(RunFolder(folder), record, corpus, device, options.resume))
-        shown = "test" if results[-1]["test"] else "valid"
-        print(f"{corpus.name}, {shown} set, seed {seed}" + (f" ({_MADE_UP})" if options.data is None else ""))
-        _print_metrics(results[-1][shown])
+        for shown in [split for split in ("test", "valid") if results[-1][split]][:1]:
+            print(f"{corpus.name}, {shown} set, seed {seed}" + (f" ({_MADE_UP})" if options.data is None else ""))
+            _print_metrics(results[-1][shown])
         print(f"report: {folder}")
     if options.seeds is not None:
         summary = summarize(out, results)
@@ -173,7 +173,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     path = options.data or (None if source is None else Path(source))
     corpus = _corpus(path)
     if options.data is None or options.split != "test":
-        corpus = corpus.with_validation(record.config.validation_fraction)
+        corpus = _split(corpus, record.config)
     if options.data is None and corpus.fingerprint() != record.corpus["sha256"]:
         raise UserError(
             f"{path or 'the embedded corpus'} is not what the run was trained on; name the corpus with --data"
@@ -296,6 +296,11 @@ def _default_config(data: Path | None) -> Config:
 
 def _corpus(path: Path | None) -> Corpus:
     return synthetic() if path is None else Corpus.load(path)
+
+
+def _split(corpus: Corpus, config: Config) -> Corpus:
+    """The corpus with a validation set where the epoch is chosen; else all training dialogues are trained on."""
+    return corpus if config.select_on == "last" else corpus.with_validation(config.validation_fraction)
 
 
 def _modalities(text: str) -> list[str]:

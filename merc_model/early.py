@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from merc_model.config import Config
 from merc_model.data.batch import Batch
-from merc_model.encoders import DialogueEncoder, Standardize
+from merc_model.encoders import DialogueEncoder
 
 
 class EarlyFusion(nn.Module):
-    """Standardised features of all modalities, 0 where missing, with a flag for each modality → `DialogueEncoder`.
+    """The features of all modalities, 0 where missing, with a flag for each modality → `DialogueEncoder`.
 
     Args:
-        dims: modality → width of its features.
-        config: what `DialogueEncoder` reads.
+        dims: modality → width of what `Features` gives of it.
+        config: layers + fusion_layers are the encoder's; and what `DialogueEncoder` reads.
     """
 
-    def __init__(self, dims: Mapping[str, int], config: Config) -> None:
+    def __init__(self, dims: dict[str, int], config: Config) -> None:
         super().__init__()
-        self.standardize = nn.ModuleDict({modality: Standardize(dim) for modality, dim in dims.items()})
-        # the encoder's own Standardize is never fitted, and changes nothing
-        self.encoder = DialogueEncoder(sum(dims.values()) + len(dims), config)
-        self.dropout = nn.Dropout(config.dropout)
+        layers = config.layers + config.fusion_layers
+        self.encoder = DialogueEncoder(sum(dims.values()) + len(dims), layers, config)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Fused states ``(B, L, H)``."""
-        parts = []
-        for modality, standardize in self.standardize.items():
-            present = batch.present[modality][..., None]
-            parts += [torch.where(present, standardize(batch.features[modality]), 0), present]
+    def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Fused states ``(B, L, H)`` of modality → features ``(B, L, D)``."""
+        parts = [torch.cat((rows, batch.present[modality][..., None]), dim=-1) for modality, rows in features.items()]
         mask = batch.utterance_mask
-        fused: Tensor = self.dropout(self.encoder(torch.cat(parts, dim=-1), mask, batch.speakers, mask))
+        fused: Tensor = self.encoder(torch.cat(parts, dim=-1), mask, batch.speakers, mask)
         return fused

@@ -36,21 +36,19 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], label_names: Sequence
 
 
 def curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
-    """Each stage's losses and validation weighted F1 over its epochs."""
-    stages = list(dict.fromkeys(row["stage"] for row in history))
-    figure = Figure(figsize=(3.6 * len(stages), 5.5), layout="constrained")
+    """The losses over the epochs and, where the epoch was chosen on a set, its weighted F1."""
+    chosen = [name for name in history[0] if name.endswith("weighted_f1")]
+    figure = Figure(figsize=(5, 5.5 if chosen else 3.5), layout="constrained")
     figure.suptitle(_plain(title))
-    for column, stage in enumerate(stages):
-        rows = [row for row in history if row["stage"] == stage]
-        epochs = [row["epoch"] for row in rows]
-        losses = figure.add_subplot(2, len(stages), column + 1, title=stage)
-        scores = figure.add_subplot(2, len(stages), len(stages) + column + 1, xlabel="epoch")
-        for name in rows[0]:
-            if name == "loss" or name.endswith("_loss"):
-                losses.plot(epochs, [row[name] for row in rows], label=name)
-            elif name.endswith("weighted_f1"):
-                scores.plot(epochs, [row[name] for row in rows], label=name.replace("_", " "))
-        losses.legend(fontsize="x-small")
+    epochs = [row["epoch"] for row in history]
+    losses = figure.add_subplot(1 + len(chosen), 1, 1, xlabel="epoch")
+    for name in history[0]:
+        if name == "loss" or name.endswith("_loss"):
+            losses.plot(epochs, [row[name] for row in history], label=name)
+    losses.legend(fontsize="x-small")
+    for name in chosen:
+        scores = figure.add_subplot(2, 1, 2, xlabel="epoch")
+        scores.plot(epochs, [row[name] for row in history], label=name.replace("_", " "))
         scores.legend(fontsize="x-small")
     _save(figure, path)
 

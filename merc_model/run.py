@@ -14,7 +14,7 @@ from merc_model import report
 from merc_model.checkpoint import Record, RunFolder, environment
 from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
-from merc_model.evaluation import predict
+from merc_model.evaluation import FUSED, predict
 from merc_model.training import Training
 
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -26,7 +26,7 @@ def train(folder: RunFolder, record: Record, corpus: Corpus, device: torch.devic
     Args:
         folder: where; made here unless ``resume`` finds it.
         record: what to train, as `Record.of` the corpus gives it.
-        corpus: with a validation split.
+        corpus: with a validation set where the configuration chooses the epoch on it.
         device: where to compute.
         resume: go on in the folder if it is there; a finished run gives its metrics at once.
 
@@ -73,17 +73,19 @@ def _finish(folder: RunFolder, training: Training) -> dict[str, Any]:
     folder.write_model(training.model)
     folder.write_history(training.history)
     corpus, label_names = training.corpus, training.model.label_names
+    scores = {split: training.metrics(split) for split in ("test", "valid")}
     metrics: dict[str, Any] = {
-        "test": training.stage_metrics.get("fusion", {}),
-        "valid": training.metrics("valid") if corpus.class_counts(corpus.dialogues("valid")).sum() else {},
-        "stages": {name: {"test": values} for name, values in training.stage_metrics.items() if name != "fusion"},
-        "seconds": {name: round(value, 3) for name, value in training.seconds.items()},
+        "test": scores["test"].get(FUSED, {}),
+        "valid": scores["valid"].get(FUSED, {}),
+        "heads": {head: {"test": values} for head, values in scores["test"].items() if head != FUSED},
+        "seconds": {"training": round(training.seconds, 3)},
         "seed": training.seed,
     }
-    shown = "test" if metrics["test"] else "valid"
+    shown = next((split for split in ("test", "valid") if metrics[split]), "train")
     predictions = predict(training.model, corpus, corpus.dialogues(shown))
+    shown_metrics = metrics.get(shown) or predictions.metrics(label_names)
     title = f"{corpus.name}, {shown} set"
-    report.confusion(folder.path / "confusion.png", metrics[shown]["confusion"], label_names, title)
+    report.confusion(folder.path / "confusion.png", shown_metrics["confusion"], label_names, title)
     report.curves(folder.path / "curves.png", training.history, corpus.name)
     prototypes = training.model.prototypes.detach().float().cpu().numpy()
     report.embeddings(folder.path / "embeddings.png", predictions, prototypes, label_names, title)

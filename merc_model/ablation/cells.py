@@ -73,8 +73,8 @@ class Ablation:
 
     def __post_init__(self) -> None:
         corpus = self.corpus
-        if self.config.select_on != "valid":
-            raise UserError("select_on: merc ablate chooses nothing on the test set; leave it at valid")
+        if self.config.select_on == "test":
+            raise UserError("select_on: merc ablate chooses nothing on the test set; expected last or valid, got test")
         if self.folds is None and not corpus.class_counts(corpus.dialogues("test")).sum():
             raise UserError(f"corpus {corpus.name}: no labelled test utterance; compare on folds, with --folds 4")
 
@@ -82,7 +82,9 @@ class Ablation:
         """One, or one a fold."""
         if self.folds is not None:
             return [Part(fold, fold, fold.dialogues("valid")) for fold in self.corpus.folds(self.folds)]
-        corpus = self.corpus.with_validation(self.config.validation_fraction)
+        corpus = self.corpus
+        if self.config.select_on != "last":
+            corpus = corpus.with_validation(self.config.validation_fraction)
         return [Part(corpus.only(np.flatnonzero(corpus.split != "test")), corpus, corpus.dialogues("test"))]
 
     def cells(self, row: Row) -> list[Cell]:
@@ -201,7 +203,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _train(parts: Sequence[Part], folder: Path, device: str, cell: Cell) -> float | None:
-    """Train a cell and write its file; its best weighted F1 on the training's own validation set."""
+    """Train a cell and write its file; its weighted F1 on the training's own validation set."""
     started = time.perf_counter()
     part, path = parts[cell.fold], cell.path(folder)
     if cell.config is None:
@@ -220,7 +222,7 @@ def _train(parts: Sequence[Part], folder: Path, device: str, cell: Cell) -> floa
                 pass
         probabilities = predict(training.model, part.corpus, part.dialogues).probabilities
         predicted = {head: rows.argmax(axis=1) for head, rows in probabilities.items()}
-        valid = training.metrics("valid")["weighted_f1"]
+        valid = training.metrics("valid").get(FUSED, {}).get("weighted_f1")
         facts = {
             "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
             "valid_weighted_f1": valid,

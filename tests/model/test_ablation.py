@@ -20,7 +20,16 @@ from merc_model.errors import UserError
 from merc_model.model import MercModel
 from tests.model.small import DIMS, LABEL_NAMES, small_config, small_corpus
 
-SMALL = ["--set", "hidden_dim=16", "heads=2", "layers=1", "projection_dim=8", "epochs=2", "batch_dialogues=4"]
+SMALL = [
+    "--set",
+    "hidden_dim=16",
+    "heads=2",
+    "layers=1",
+    "projection_dim=8",
+    "epochs=2",
+    "batch_dialogues=4",
+    "memory=false",
+]
 FEW = ["--rows", "logistic,early,ce,elcl,full"]
 
 
@@ -87,7 +96,7 @@ def test_the_table(done: Path, corpus_path: Path) -> None:
     corpus = Corpus.load(corpus_path)
     assert results["utterances"] == corpus.class_counts(corpus.dialogues("test")).sum()
     rows = {row["name"]: row for row in results["rows"]}
-    assert rows["full"]["same_as"] == "elcl", "the default has prototypes as candidates: trained once"
+    assert rows["full"]["same_as"] == "elcl", "without the memory, full has prototypes as candidates: trained once"
     assert len(list((done / "cells").rglob("*.json"))) == 1 + 2 * 3
     for row in results["rows"]:
         for average in ("weighted_f1", "macro_f1", "accuracy", "uar"):
