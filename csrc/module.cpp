@@ -39,7 +39,14 @@ class PythonArguments {
 
  private:
   static Tensor owned(pybind11::handle handle) { return Tensor(static_cast<AtenTensorHandle>(handle.cast<void*>())); }
-  pybind11::handle next() { return pybind11::handle(PyTuple_GetItem(arguments_.ptr(), at_++)); }
+
+  pybind11::handle next() {
+    PyObject* argument = PyTuple_GetItem(arguments_.ptr(), at_++);
+    if (argument == nullptr) {
+      throw pybind11::error_already_set();
+    }
+    return argument;
+  }
 
   const pybind11::args& arguments_;
   Py_ssize_t at_ = 0;

@@ -210,14 +210,14 @@ class TestValues:
             )
             return out[1].item(), out[2].shape
 
-        assert [divisor(labels, reduction)[0] for reduction in range(3)] == [1, 1, 3]
-        assert [divisor(None, reduction)[0] for reduction in range(3)] == [1, 1, 6]
-        assert divisor(labels, 2) == (3, (0,))
+        assert [divisor(labels, reduction)[0] for reduction in (0, 1, 3)] == [1, 1, 3]
+        assert [divisor(None, reduction)[0] for reduction in (0, 1, 3)] == [1, 1, 6]
+        assert divisor(labels, 3) == (3, (0,))
         with pytest.raises(ValueError, match="save: expected 0 or 1, got 2"):
-            divisor(labels, 2, save=2)
+            divisor(labels, 3, save=2)
 
     def test_what_does_not_fit_is_refused(self, kernels):
-        rest = (2.0, 0, 0.5, 0.7, True, -100, 2, 0)
+        rest = (2.0, 0, 0.5, 0.7, True, -100, 3, 0)
         with pytest.raises(ValueError, match="labels: expected a tensor"):
             kernels.kd_divergence(torch.randn(3, 5), torch.randn(3, 5), None, None, None, *rest)
         with pytest.raises(ValueError, match="student: expected at least one class"):
