@@ -283,11 +283,11 @@ def _defaults() -> Iterator[str]:
     for device, capability in here:
         place = device if capability is None else f"{device}, sm_{capability[0]}{capability[1]}"
         for operator, sizes, width in (("focal_contrastive", (512, 2048, 16384), 256), ("kd_divergence", (512,), 7)):
-            for rows in sizes:
+            for count in sizes:
                 name, reason = merc_kernels.default_backend(
-                    operator, device=device, dtype=torch.bfloat16, rows=rows, width=width, capability=capability
+                    operator, device=device, dtype=torch.bfloat16, rows=count, width=width, capability=capability
                 )
-                yield f"default of {operator} on {place}, {rows} x {width}, bfloat16: {name} ({reason})"
+                yield f"default of {operator} on {place}, {count} x {width}, bfloat16: {name} ({reason})"
 
 
 def _default_config(data: Path | None) -> Config:
