@@ -234,8 +234,8 @@ def kd_divergence(
     if isinstance(temperature, Tensor):
         row_temperature, temperature = temperature.detach(), 1.0
     if row_temperature is not None or row_weights is not None:
-        given = [x for x in (row_temperature, row_weights) if x is not None]
-        if any(x.dtype == torch.float64 for x in given):
+        numbers = [x for x in (row_temperature, row_weights) if x is not None]
+        if any(x.dtype == torch.float64 for x in numbers):
             student_logits = student_logits.double()  # as the reference: float64 where any input is
         dtype = _accumulate(student_logits, teacher)
         row_temperature = None if row_temperature is None else row_temperature.to(dtype)
@@ -253,10 +253,20 @@ def kd_divergence(
     ):
         # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
         save = _NUMBERS if student_logits.dtype == torch.float16 else _GRADIENT
-    tensors: tuple[Tensor | None, ...] = (student_logits, teacher, row_temperature, labels, row_weights)
     if save != _NOTHING and (eager or save != _GRADIENT) and (student_logits.requires_grad or teacher.requires_grad):
-        tensors = ordinary(*tensors)
-    numbers = (float(temperature), *options, save)
+        student_logits, teacher, row_temperature, labels, row_weights = ordinary(
+            student_logits, teacher, row_temperature, labels, row_weights
+        )
+    others = (
+        row_temperature,
+        labels,
+        row_weights,
+        float(temperature),
+        *options,
+        save,
+    )
     in_eager_mode, in_a_trace = _call(backend)
-    loss: Tensor = in_eager_mode(*tensors[:2], (*tensors[2:], *numbers)) if eager else in_a_trace(*tensors, *numbers)[0]
+    loss: Tensor = (
+        in_eager_mode(student_logits, teacher, others) if eager else in_a_trace(student_logits, teacher, *others)[0]
+    )
     return loss
