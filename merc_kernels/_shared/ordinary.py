@@ -18,7 +18,10 @@ def ordinary(*tensors: Tensor | None) -> tuple[Any, ...]:
     compiler takes out.
     """
     if not torch.compiler.is_compiling():
-        return tuple([x.clone() if x is not None and x.is_inference() else x for x in tensors])
+        for x in tensors:  # a plain loop: small batches feel every microsecond
+            if x is not None and x.is_inference():
+                return tuple([x.clone() if x is not None and x.is_inference() else x for x in tensors])
+        return tensors
     if torch.compiler.is_exporting():
         return tensors
     return tuple([x if x is None or x.requires_grad else torch.ops.merc.copied.default(x) for x in tensors])
