@@ -23,7 +23,8 @@ class Output:
     """What the network says of a batch.
 
     Attributes:
-        logits: ``(B, L, C)`` of the fused states; in evaluation mode adjusted by the prior, with the memory's evidence.
+        logits: ``(B, L, C)`` of the fused states; in evaluation mode of the students in dialogues without any text,
+            adjusted by the prior, with the memory's evidence.
         embeddings: ``(B, L, P)`` fused states through the projection head, for the contrastive loss.
         modality_logits: modality → ``(B, L, C)`` of its own head; empty under early fusion, which has no such heads.
         hidden: modality → ``(B, L, H)`` of its own encoder, likewise.
@@ -114,10 +115,21 @@ class MercModel(nn.Module):
             fused = self.fusion(hidden, batch)
         logits = self.classifier(self.dropout(fused))
         if not self.training:
+            logits = self._without_leader(logits, modality_logits, batch)
             logits = logits - self.prior_adjustment * self.log_prior
             if self.memory is not None:
                 logits = logits + self.memory_weight * self.memory(seen, batch)
         return Output(logits, self.projection(fused), modality_logits, hidden)
+
+    def _without_leader(self, logits: Tensor, modality_logits: dict[str, Tensor], batch: Batch) -> Tensor:
+        """``logits``, but in a dialogue without any text the mean of the log-probabilities of the students it has."""
+        total, count = torch.zeros_like(logits), torch.zeros_like(logits[:, :1, :1])
+        for student in (modality for modality in modality_logits if modality != TEACHER):
+            heard = batch.present[student].any(dim=1)[:, None, None]
+            total = total + heard * modality_logits[student].log_softmax(dim=-1)
+            count = count + heard
+        led = batch.present[TEACHER].any(dim=1)[:, None, None] | (count == 0)
+        return torch.where(led, logits, total / count.clamp_min(1))
 
     def _features(self, modality: str) -> Features:
         return cast(Features, self.features[modality])

@@ -78,6 +78,7 @@ class Operator:
         self._libraries: list[Any] = []  # a Library that is collected takes its operators along
         self.traced: dict[str, Any] = {}  # backend -> the operator, with the autograd registered for it
         self.eager: dict[str, Callable[..., Tensor]] = {}  # backend -> the same in less time, the loss alone
+        self.forward: dict[str, Callable[..., Any]] = {}  # backend -> the operator without autograd
         if backends.extension() is not None:
             self._register(COMPILED, description.name)
         for backend, module in description.python.items():
@@ -142,14 +143,15 @@ class Operator:
         torch.library.register_autograd(f"merc::{name}", backward, setup_context=setup_context)
         torch.library.register_autograd(f"merc::{name}_backward", refuse, setup_context=_nothing_kept)
         self.traced[backend] = forward
-        self.eager[backend] = _function(described, torch_private.below_autograd(forward), gradients)
+        self.forward[backend] = torch_private.below_autograd(forward)
+        self.eager[backend] = _function(described, self.forward[backend], gradients)
 
     def __call__(self, backend: str, plain: bool, tensors: Sequence[Any], numbers: tuple[Any, ...]) -> Tensor:
         """The loss on ``backend``; ``plain`` where nothing traces, transforms or fakes the tensors."""
         backend = backend if backend in self.traced else COMPILED
-        if plain:
+        if plain and torch.is_grad_enabled():
             return self.eager[backend](*tensors, numbers)
-        loss: Tensor = self.traced[backend](*tensors, *numbers)[0]
+        loss: Tensor = (self.forward if plain else self.traced)[backend](*tensors, *numbers)[0]
         return loss
 
 

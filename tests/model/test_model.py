@@ -145,3 +145,16 @@ def test_without_students_text_is_fused_with_nothing() -> None:
     hidden, _ = model.encode("text", batch)
     led = model.fusion({"text": hidden, "audio": hidden + 1, "visual": hidden - 1}, batch)
     torch.testing.assert_close(led, model.fusion.shared(hidden, batch), atol=0, rtol=0)
+
+
+def test_where_there_is_no_text_at_all_the_students_answer() -> None:
+    torch.manual_seed(0)
+    model = MercModel(DIMS, LABEL_NAMES, small_config()).eval()
+    whole = collate(small_corpus(), np.arange(5))
+    batch = whole.without("text", torch.tensor([True, False, True, False, False]))
+    batch = batch.without("visual", torch.tensor([True, True, False, False, False]))
+    output = model(batch)
+    heads = {modality: logits.log_softmax(-1) for modality, logits in output.modality_logits.items()}
+    torch.testing.assert_close(output.logits[0], heads["audio"][0])
+    torch.testing.assert_close(output.logits[2], (heads["audio"][2] + heads["visual"][2]) / 2)
+    torch.testing.assert_close(output.logits[3:], model(whole).logits[3:])
