@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import reference
+from merc_kernels.focal_contrastive.reference import _unit
 from tests.kernels import focal_cases, grid
 from tests.numerics import assert_accurate, assert_equal_fp64
 
@@ -76,7 +77,7 @@ def fused(operators, case: Case, wanted: tuple[str, ...] = WANTED) -> dict[str, 
 
 def rounded_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Unit rows rounded to ``dtype``, with the gradient of unit rows."""
-    z = reference._unit(x.float())
+    z = _unit(x.float())
     return z + (z.to(dtype).float() - z).detach()
 
 
