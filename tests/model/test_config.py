@@ -7,9 +7,9 @@ from merc_model.errors import UserError
 
 
 def test_presets_load() -> None:
-    assert presets() == ["iemocap", "meld", "mosi", "synthetic"]
+    assert presets() == ["iemocap", "meld", "synthetic"]
     assert all(isinstance(load_preset(name), Config) for name in presets())
-    with pytest.raises(UserError, match="no preset 'nope'; there are: iemocap, meld, mosi, synthetic"):
+    with pytest.raises(UserError, match="no preset 'nope'; there are: iemocap, meld, synthetic"):
         load_preset("nope")
 
 
