@@ -69,6 +69,8 @@ def focal_contrastive_loss(
         ref_only=ref_only,
         ignore_index=ignore_index,
     )
+    embeddings, prototypes, ref_embeddings = ordinary(embeddings, prototypes, ref_embeddings)
+    labels, ref_labels, class_weights = ordinary(labels, ref_labels, class_weights)
     if isinstance(temperature, Tensor):
         (temperature,) = ordinary(temperature)
     grouped = embeddings.dim() == 3
@@ -152,9 +154,10 @@ def kd_divergence(
         row_weights=row_weights,
         ignore_index=ignore_index,
     )
+    student_logits, teacher_logits = ordinary(student_logits, teacher_logits)
+    labels, row_weights = ordinary(labels, row_weights)
     if isinstance(temperature, Tensor):
         (temperature,) = ordinary(temperature)
-    (row_weights,) = ordinary(row_weights)
     grouped = student_logits.dim() == 3
     dtype = _compute_dtype(student_logits, teacher_logits, row_weights, temperature)
     shape = student_logits.shape if grouped else (1, *student_logits.shape)
