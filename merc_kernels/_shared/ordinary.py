@@ -17,6 +17,8 @@ def ordinary(*tensors: Tensor | None) -> tuple[Any, ...]:
     What a compiled graph is given cannot be asked: there all that need no gradient are copied, by an operator that no
     compiler takes out.
     """
+    if not torch.is_grad_enabled():
+        return tensors
     if not torch.compiler.is_compiling():
         for x in tensors:  # a plain loop: small batches feel every microsecond
             if x is not None and x.is_inference():

@@ -173,8 +173,5 @@ def _loss(
 
     name = backends.choose(backend, "focal_contrastive", embeddings, call)
     if name == "reference":
-        (temperature,) = ordinary(temperature)
-        return reference.focal_contrastive_loss(
-            embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature, options
-        )
+        return reference.focal_contrastive_loss(*ordinary(*tensors), options)
     return operator.focal_contrastive(*tensors, options, name)

@@ -146,6 +146,5 @@ def _divergence(
 
     name = backends.choose(backend, "kd_divergence", student_logits, call)
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
-        temperature, row_weights = ordinary(temperature, row_weights)
-        return reference.kd_divergence(student_logits, teacher_logits, temperature, labels, row_weights, options)
+        return reference.kd_divergence(*ordinary(*tensors), options)
     return operator.kd_divergence(*tensors, options, name)

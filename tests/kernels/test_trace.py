@@ -78,8 +78,9 @@ def test_a_changing_python_float_compiles():
         torch.testing.assert_close(compiled(x, y, temperature, gamma), loss(x, y, temperature, gamma))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, where it imports its compiler
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
-@pytest.mark.parametrize("backend", [name for name in ("cpu", "torch") if backends()[name] == "on"])
+@pytest.mark.parametrize("backend", [name for name in ("cpu", "torch", "reference") if backends()[name] == "on"])
 def test_a_compiled_function_takes_inference_tensors(backend, compiler):
     for loss, build in ((kd_divergence, inference.kd_arguments), (focal_contrastive_loss, inference.focal_arguments)):
         for reduction in ("batchmean", "none"):
