@@ -11,7 +11,7 @@ _library.impl("copied", torch.clone, "CompositeExplicitAutograd")
 torch.library.register_fake("merc::copied", torch.clone)
 
 
-def ordinary(*tensors: Tensor | None) -> Any:
+def ordinary(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors; copies of those made under `torch.inference_mode`, which autograd refuses to keep.
 
     What a compiled graph is given cannot be asked: there all that need no gradient are copied, by an operator that no

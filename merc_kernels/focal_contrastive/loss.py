@@ -173,5 +173,5 @@ def _loss(
 
     name = backends.choose(backend, "focal_contrastive", embeddings, call)
     if name == "reference":
-        return reference.focal_contrastive_loss(*ordinary(*tensors), options)
+        return reference.focal_contrastive_loss(*ordinary(*tensors), options=options)
     return operator.focal_contrastive(*tensors, options, name)

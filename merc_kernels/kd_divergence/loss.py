@@ -146,5 +146,5 @@ def _divergence(
 
     name = backends.choose(backend, "kd_divergence", student_logits, call)
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
-        return reference.kd_divergence(*ordinary(*tensors), options)
+        return reference.kd_divergence(*ordinary(*tensors), options=options)
     return operator.kd_divergence(*tensors, options, name)
