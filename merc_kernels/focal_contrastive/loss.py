@@ -173,5 +173,6 @@ def _loss(
 
     name = backends.choose(backend, "focal_contrastive", embeddings, call)
     if name == "reference":
-        return reference.focal_contrastive_loss(*ordinary(*tensors), options=options)
+        e, y, prototypes, refs, names, weights, temperature = ordinary(*tensors)
+        return reference.focal_contrastive_loss(e, y, prototypes, refs, names, weights, temperature, options)
     return operator.focal_contrastive(*tensors, options, name)

@@ -146,5 +146,6 @@ def _divergence(
 
     name = backends.choose(backend, "kd_divergence", student_logits, call)
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
-        return reference.kd_divergence(*ordinary(*tensors), options=options)
+        student, teacher, temperature, labels, row_weights = ordinary(*tensors)
+        return reference.kd_divergence(student, teacher, temperature, labels, row_weights, options)
     return operator.kd_divergence(*tensors, options, name)
