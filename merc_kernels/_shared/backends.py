@@ -154,9 +154,9 @@ def _capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
+    properties = torch.cuda.get_device_properties(index)  # which Dynamo takes for a constant
+    return properties.major, properties.minor
 
 
 @functools.cache
