@@ -17,7 +17,7 @@ from merc_model.data.corpus import Corpus
 from merc_model.encoders import Standardize
 from merc_model.errors import UserError
 
-WINDOWS = (0, 1, 2, 3, 5)  # neighbours on each side
+WINDOWS = (0, 1, 2, 4, 8)  # neighbours on each side
 PENALTIES = (0.0001, 0.001, 0.01)  # scikit-learn's C: the inverse of the penalty
 _FOLDS = 4
 

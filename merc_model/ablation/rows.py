@@ -92,10 +92,12 @@ def _as_large_as(base: Config, config: Config, dims: Mapping[str, int], label_na
             return sum(parameter.numel() for parameter in MercModel(dims, label_names, candidate).parameters())
 
     wanted, step = parameters(base), math.lcm(2, config.heads)
-    best = config  # no larger than the full model of the same width
-    while parameters(best) < wanted:
-        wider = best.changed({"hidden_dim": best.hidden_dim + step})
-        if abs(parameters(wider) - wanted) >= abs(parameters(best) - wanted):
-            break
-        best = wider
+    best, best_gap = config, abs(parameters(config) - wanted)
+    for change in (step, -step):
+        while best.hidden_dim + change > 0:
+            candidate = best.changed({"hidden_dim": best.hidden_dim + change})
+            gap = abs(parameters(candidate) - wanted)
+            if gap >= best_gap:
+                break
+            best, best_gap = candidate, gap
     return best

@@ -36,16 +36,20 @@ def markdown(summary: dict[str, Any]) -> str:
         "F1 of each class:",
         "",
         *_table(["", *labels], [[row["title"], *(_plus_minus(row["f1"][label]) for label in labels)] for row in rows]),
-        "",
-        "Differences in points of F1, with 95 % intervals and p of a paired bootstrap over utterances,",
-        "and p of a paired t-test over seeds (– where seeds cannot tell).",
-        "No p is corrected for the number of comparisons.",
-        "",
-        *_table(
-            ["", "over", "weighted F1", "p utterances", "p seeds", "macro F1", "p utterances", "p seeds"],
-            [line for row in rows for line in _difference_lines(row, titles)],
-        ),
     ]
+    differences = [line for row in rows for line in _difference_lines(row, titles)]
+    if differences:
+        lines += [
+            "",
+            "Differences in points of F1, with 95 % intervals and p of a paired bootstrap over utterances,",
+            "and p of a paired t-test over seeds (– where seeds cannot tell).",
+            "No p is corrected for the number of comparisons.",
+            "",
+            *_table(
+                ["", "over", "weighted F1", "p utterances", "p seeds", "macro F1", "p utterances", "p seeds"],
+                differences,
+            ),
+        ]
     heads = [(row, head) for row in rows for head in row["heads"] if not row["same_as"]]
     if heads:
         lines += [
