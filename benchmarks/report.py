@@ -1,12 +1,15 @@
-"""Makes the figure and the tables of README.md and docs/benchmarks.md from the result files: no number is typed.
+"""Makes what the documents show of other files: no number is typed.
+
+Results stand in README.md, docs/benchmarks.md and the figure, the settings of the model in docs/model.md.
 
 python -m benchmarks.report            prints the README's part
-python -m benchmarks.report --write    rewrites both files and the figure
+python -m benchmarks.report --write    rewrites the documents and the figure
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from pathlib import Path
 
@@ -14,7 +17,9 @@ from benchmarks import figure, tables
 from benchmarks.environment import RESULTS
 from benchmarks.process import ROOT
 from benchmarks.results_file import Result, load
+from merc_model.config import Config
 
+MODEL = ROOT / "docs/model.md"
 README, DOCS, FIGURE = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks.svg"
 MISSING = {
     "cuda": "No GPU has been measured yet: `make gpu` does it, on a machine that has one.",
@@ -44,21 +49,34 @@ def figured(results: list[Result]) -> figure.Data | None:
     return next((shown for result in by_kind if (shown := figure.data(result)) is not None), None)
 
 
-def replaced(text: str, block: str) -> str:
+def settings() -> str:
+    """The fields of the model's configuration, as its docstring tells them."""
+    texts = inspect.cleandoc(Config.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", texts, re.MULTILINE)
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    for name, text in entries:
+        value = getattr(Config, name)
+        shown = str(value).lower() if isinstance(value, bool) else value
+        lines.append(f"| `{name}` | {shown} | {' '.join(text.split()).removesuffix('.').replace('``', '`')} |")
+    return "\n".join(lines)
+
+
+def replaced(text: str, block: str, mark: str = "benchmarks") -> str:
     """The text with the block between its marks.
 
     Raises:
         ValueError: there are no marks.
     """
-    marks = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
+    marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
     if not marks.search(text):
-        raise ValueError("text: expected the marks <!-- benchmarks --> and <!-- /benchmarks -->, got none")
+        raise ValueError(f"text: expected the marks <!-- {mark} --> and <!-- /{mark} -->, got none")
     return marks.sub(lambda found: f"{found[1]}{block}\n{found[2]}", text)
 
 
 def changes(results: list[Result]) -> dict[Path, str]:
     """File → its new text, for those that differ; the figure's is its digest."""
     wanted = {path: replaced(path.read_text(), block(results, path)) for path in (README, DOCS)}
+    wanted[MODEL] = replaced(MODEL.read_text(), settings(), "settings")
     changed = {path: text for path, text in wanted.items() if text != path.read_text()}
     shown = figured(results)
     digest = None if shown is None else figure.digest(shown)

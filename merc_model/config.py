@@ -30,16 +30,17 @@ class Config:
         feature_dropout: on the features themselves.
         speaker_relative: audio and visual features are given a second time, relative to their speaker's own mean and
             sd in the dialogue.
-        fusion: ``late``: an encoder a modality, then fused; ``early``: the control without teacher and students, which
-            concatenates the features before one encoder.
-        text_leading: text asks the others over the dialogue and is completed by them (False: the present modalities
-            are averaged).
+        fusion: ``late``: an encoder per modality, then fused; ``early``: the control without teacher and students,
+            which concatenates the features before one encoder.
+        text_leading: text asks the others over the dialogue and is completed by them (False: the present
+            modalities are averaged) (stated; the form ours).
         projection_dim: width of the embeddings that the contrastive loss sees.
-        memory: the training utterances most like an utterance have a say in its prediction.
+        memory: the training utterances most like an utterance have a say in its prediction (ours, after
+            kNN-LM).
         memory_weight: of their evidence beside the logits.
         memory_temperature: τ of the softmax over similarities; the smaller, the fewer neighbours count.
         epochs: of training.
-        batch_dialogues: dialogues a batch.
+        batch_dialogues: dialogues per batch.
         learning_rate: of AdamW, reached after the warm-up.
         weight_decay: of AdamW, on matrices.
         warmup: share of the epochs in which the learning rate rises; it then falls as a cosine.
@@ -47,28 +48,30 @@ class Config:
         average_decay: decay of the running average of the weights, which is what is kept and what teaches; 0 takes
             the weights themselves.
         label_smoothing: of every cross entropy.
-        class_balance: α of the cross entropies' class weights (N/n_c)^α; 0 weighs classes alike.
-        prior_adjustment: how much of the logarithm of each class's share is taken from the fused logits at prediction,
-            so that a rare class is not given up for its rarity.
+        class_balance: α of the cross entropies' class weights (N/n_c)^α; 0 weighs classes alike (form:
+            MultiEMO).
+        prior_adjustment: how much of the logarithm of each class's share is taken from the fused logits at
+            prediction, so that a rare class is not given up for its rarity (Menon et al. 2021).
         modality_dropout: chance that a dialogue loses a modality in a training step; it never loses all.
-        modality_ce_weight: λ of the cross entropy on each modality's own head.
-        kd: distil the text teacher's responses into the students.
+        modality_ce_weight: λ of the cross entropy on each modality's own head (SDT).
+        kd: distil the text teacher's responses into the students (stated).
         kd_weight: λ of it.
-        kd_temperature: T of it.
+        kd_temperature: T of it (TelME).
         kd_warmup: share of training over which both distillations grow to their weight, as the teacher learns.
-        feature_kd: distil the relations between the teacher's hidden states of a batch.
+        feature_kd: distil the relations between the teacher's hidden states of a batch (TelME).
         feature_kd_weight: λ of it.
         feature_kd_temperature: T of its softmax over cosines.
-        fcl: focal contrastive loss on the fused states.
+        fcl: focal contrastive loss on the fused states (stated).
         fcl_weight: λ of it.
         fcl_temperature: τ of it.
         fcl_gamma: γ of it; 0 is the supervised contrastive loss.
-        fcl_focal: the focal factor, ``similarity`` or ``probability``.
-        fcl_class_balance: α of its class weights.
-        elcl: one learnable prototype a class joins the contrastive batch.
+        fcl_focal: the focal factor, ``similarity`` or ``probability`` (stated in words; `probability`:
+            MultiEMO).
+        fcl_class_balance: α of its class weights (form: MultiEMO).
+        elcl: one learnable prototype per class joins the contrastive batch (stated; the form: SSLCL, EACL).
         prototype_anchors: the prototypes are anchors too, not candidates alone.
-        select_on: which epoch is kept: the ``last``, and then no validation set is cut off where a corpus has none; or
-            the best on ``valid``, or on ``test``, which is legacy, for comparison with papers that did so.
+        select_on: which epoch is kept: the ``last``, and then no validation set is cut off where a corpus has
+            none; or the best on ``valid``, or on ``test``, for comparison with papers that did so.
         validation_fraction: share of the training dialogues cut off under ``valid`` where a corpus has no such set.
     """
 
