@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import merc_kernels
 from merc_model import report
@@ -27,6 +28,7 @@ from merc_model.config import MODALITIES, Config, load_preset, parse_settings, p
 from merc_model.data.community import LAYOUTS, convert
 from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import SPLITS, Corpus
+from merc_model.data.notes import missing_rows, validation_cut
 from merc_model.data.synthetic import synthetic
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, Predictions, predict
@@ -138,7 +140,8 @@ def _train(options: argparse.Namespace) -> None:
     device = _device(options.device)
     config = load_preset(options.preset) if options.preset else _default_config(options.data)
     config = config.changed(parse_settings(options.set))
-    corpus = _split(_corpus(options.data), config)
+    given = _corpus(options.data)
+    corpus = _split(given, config)
     out: Path = options.out or Path("runs") / corpus.name
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed: expected at least 0 and below 2^63, got {options.seed}")
@@ -150,6 +153,9 @@ def _train(options: argparse.Namespace) -> None:
         runs = {seed: out / f"seed-{seed}" for seed in range(options.seeds)}
     if not options.resume and out.exists():
         raise UserError(f"{out} exists; go on in it with --resume, or give another --out")
+    _note(corpus, np.arange(len(corpus.split)))
+    if corpus is not given:
+        print(validation_cut(corpus), file=sys.stderr)
     results = []
     for seed, folder in runs.items():
         record = Record.of(config, seed, corpus, options.data)
@@ -182,6 +188,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if not corpus.class_counts(dialogues).sum():
         raise UserError(f"corpus {corpus.name}: no labelled utterance in split {options.split!r}")
     predictions = predict(model, corpus, dialogues, options.drop)
+    _note(corpus, dialogues)
     without = f", without {' and '.join(options.drop)}" if options.drop else ""
     print(f"{corpus.name}, {options.split} set{without}" + (f" ({_MADE_UP})" if path is None else ""))
     _print_metrics(predictions.metrics(model.label_names))
@@ -197,6 +204,10 @@ def _predict(options: argparse.Namespace) -> None:
             raise UserError(f"{path} exists; move it away, or give another --out")
     model = load(options.folder, _device(options.device))
     conversation = read_conversation(options.conversation, model.label_names)
+    _note(conversation, conversation.dialogues("test"))
+    lacking = [modality for modality in model.modalities if modality not in conversation.features]
+    if lacking:
+        print(f"{conversation.name}: has no {' and no '.join(lacking)}; predicted without", file=sys.stderr)
     predictions = predict(model, conversation, conversation.dialogues("test"))
     rows = _rows(predictions, conversation, model.label_names)
     if out is None:
@@ -301,6 +312,11 @@ def _corpus(path: Path | None) -> Corpus:
 def _split(corpus: Corpus, config: Config) -> Corpus:
     """The corpus with a validation set where the epoch is chosen; else all training dialogues are trained on."""
     return corpus if config.select_on == "last" else corpus.with_validation(config.validation_fraction)
+
+
+def _note(corpus: Corpus, dialogues: NDArray[np.int64]) -> None:
+    for line in missing_rows(corpus, dialogues):
+        print(f"{corpus.name}: {line}", file=sys.stderr)
 
 
 def _modalities(text: str) -> list[str]:

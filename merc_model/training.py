@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from merc_model.config import Config
+from merc_model.data.arrays import worst_column
 from merc_model.data.batch import Batch, alike_in_length, batches, collate
 from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
@@ -62,7 +63,8 @@ class Training:
         for modality in self.model.modalities:
             rows = torch.from_numpy(corpus.features[modality][training_rows])
             if rows.isnan().any(dim=1).all():
-                raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row; leave it out")
+                why = worst_column(corpus.features[modality][training_rows])
+                raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row{why}; leave it out")
             self.model.standardize(modality).fit(rows)
         for batch in batches(corpus, self.dialogues["train"], 16, torch.device("cpu")):
             self.model.remember(batch)

@@ -71,7 +71,7 @@ def convert(
         UserError: files that cannot be read safely, have no known layout, or contradict themselves.
     """
     files = [Path(path) for path in paths]
-    name, fields = recognise(files, [load_pickle(file) for file in files], layout, warn)
+    name, fields = recognise(files, [load_pickle(file, warn=warn) for file in files], layout, warn)
     dataset = _DATASETS[LAYOUTS[name].dataset]
     texts = ("text",) if "text" in fields else ROBERTA
     sources = {"text": texts, "audio": ("audio",), "visual": ("visual",)}

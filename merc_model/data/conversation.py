@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merc_model.config import IGNORE_INDEX, MODALITIES
-from merc_model.data.corpus import Corpus, as_features, read_arrays
+from merc_model.data.arrays import as_numbers
+from merc_model.data.corpus import Corpus, read_arrays
 from merc_model.errors import UserError
 
 
@@ -26,18 +27,18 @@ def read_conversation(path: Path, label_names: Sequence[str]) -> Corpus:
     Raises:
         UserError: a file that is missing, unreadable or holds no single conversation.
     """
-    arrays = _read_json(path) if path.suffix == ".json" else read_arrays(path)
+    arrays = _read_json(path) if path.suffix.lower() == ".json" else read_arrays(path)
     offsets = arrays.get("offsets")
     if offsets is not None and offsets.size != 2:
         raise UserError(f"{path}: holds {offsets.size - 1} dialogues; give a file with one conversation")
-    features = {m: as_features(path, m, arrays[m]) for m in MODALITIES if m in arrays}
+    features = {m: as_numbers(f"{path}: {m}", arrays[m]) for m in MODALITIES if m in arrays}
     # a modality that is missing throughout is the same as one left out
     for modality, rows in list(features.items()):
         if rows.ndim == 2 and np.isnan(rows).any(axis=1).all():
             del features[modality]
     if not features:
         raise UserError(f"{path}: no features; expected at least one of {', '.join(MODALITIES)}, a row an utterance")
-    length = len(next(iter(features.values())))
+    length = next((len(rows) for rows in features.values() if rows.ndim), 0)
     return Corpus(
         name=path.stem,
         features=features,
@@ -83,7 +84,7 @@ def _read_json(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _rows(path: Path, modality: str, rows: Any) -> NDArray[np.float32]:
+def _rows(path: Path, modality: str, rows: Any) -> NDArray[np.float64]:
     if not isinstance(rows, list) or not all(row is None or isinstance(row, list) for row in rows):
         raise UserError(f"{path}: {modality}: expected a list with a list of numbers, or null, for each utterance")
     widths = {len(row) for row in rows if row is not None}
@@ -94,6 +95,6 @@ def _rows(path: Path, modality: str, rows: Any) -> NDArray[np.float32]:
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
         raise UserError(f"{path}: {modality}: expected numbers")
     try:
-        return np.array([[np.nan] * width if row is None else row for row in rows], np.float32).reshape(-1, width)
+        return np.array([[np.nan] * width if row is None else row for row in rows], np.float64).reshape(-1, width)
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: {modality}: expected numbers") from None

@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merc_model.config import IGNORE_INDEX, MODALITIES
+from merc_model.data.arrays import as_integers, as_numbers, as_strings, worst_column
+from merc_model.data.foreign import what_it_is
 from merc_model.data.splitting import cut, deal
 from merc_model.errors import UserError
 from merc_model.files import write_whole
@@ -38,6 +40,8 @@ _STRING_ARRAYS = ("dialogue_ids", "split", "label_names")
 @dataclass(frozen=True)
 class Corpus:
     """Conversations with their features; checked when made.
+
+    Lists, arrays of objects (pandas) and other types of number are converted where nothing is lost.
 
     Attributes:
         name: what reports call it.
@@ -65,9 +69,36 @@ class Corpus:
     groups: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
-        problem = self._problem()
+        try:
+            given = {modality: as_numbers(modality, rows) for modality, rows in self.features.items()}
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is looked for below
+                narrowed = {modality: np.ascontiguousarray(rows, np.float32) for modality, rows in given.items()}
+            object.__setattr__(self, "features", narrowed)
+            for key in _INTEGER_ARRAYS:
+                object.__setattr__(self, key, as_integers(key, getattr(self, key)))
+            for key in (*_STRING_ARRAYS, *(() if self.groups is None else ("groups",))):
+                object.__setattr__(self, key, as_strings(key, getattr(self, key)))
+            problem = self._problem() or self._infinite(given)
+        except UserError as error:
+            problem = str(error)
         if problem:
             raise UserError(f"corpus {self.name}: {problem}")
+
+    def _infinite(self, given: dict[str, NDArray[Any]]) -> str | None:
+        """The first value that is infinite in float32, in words, or None."""
+        for modality, rows in self.features.items():
+            infinite = np.argwhere(np.isinf(rows))
+            if len(infinite):
+                row, column = infinite[0]
+                value = given[modality][row, column]
+                what = "infinite" if np.isinf(value) else f"{value:g}, more than float32 holds,"
+                return f"{modality}: {what} at {self.place(row)}, column {column}; mark a missing row with NaN instead"
+        return None
+
+    def place(self, row: int) -> str:
+        """Where a row stands: its dialogue, and the number of its utterance in it, from 1."""
+        dialogue = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        return f"dialogue {str(self.dialogue_ids[dialogue])!r}, utterance {row - self.offsets[dialogue] + 1}"
 
     def _problem(self) -> str | None:
         """The first contradiction, in words, or None."""
@@ -79,14 +110,11 @@ class Corpus:
         for modality, rows in self.features.items():
             if modality not in MODALITIES:
                 return f"unknown modality {modality!r}; expected one of {', '.join(MODALITIES)}"
-            if rows.dtype != np.float32:
-                return f"{modality}: expected float32, got {rows.dtype}"
             if rows.ndim != 2 or len(rows) != utterances or rows.shape[1] == 0:
                 return f"{modality}: expected ({utterances}, D), a row for each label, got {rows.shape}"
-            if np.isinf(rows).any():
-                return f"{modality}: infinite values; mark a missing row with NaN instead"
             if utterances and np.isnan(rows).any(axis=1).all():
-                return f"{modality}: every row has a NaN, so nothing of it is known; leave the array out"
+                why = worst_column(rows)
+                return f"{modality}: every row has a NaN{why}, so nothing of it is known; leave it out"
         if self.speakers.shape != (utterances,):
             return f"speakers: expected ({utterances},), got {self.speakers.shape}"
         if utterances and self.speakers.min() < 0:
@@ -107,6 +135,12 @@ class Corpus:
         unknown = sorted(set(self.split.tolist()) - set(SPLITS))
         if unknown:
             return f"split: expected {', '.join(SPLITS)}, got {unknown[0]!r}"
+        split_of: dict[str, str] = {}
+        for dialogue, split in zip(self.dialogue_ids.tolist(), self.split.tolist(), strict=True):
+            if dialogue in split_of:
+                where = "twice" if split_of[dialogue] == split else f"in {split_of[dialogue]} and in {split}"
+                return f"dialogue_ids: {dialogue!r} stands {where}; give each dialogue an id of its own"
+            split_of[dialogue] = split
         if self.groups is not None and self.groups.shape != (dialogues,):
             return f"groups: expected ({dialogues},), one for each dialogue, got {self.groups.shape}"
         classes = len(self.label_names)
@@ -133,26 +167,11 @@ class Corpus:
         missing = [key for key in needed if key not in arrays]
         if missing:
             raise UserError(f"{path}: not a corpus: no array {missing[0]!r} (has {', '.join(arrays) or 'none'})")
-        for key in _INTEGER_ARRAYS:
-            if arrays[key].dtype.kind not in "iu":
-                raise UserError(f"{path}: {key}: expected integers, got {arrays[key].dtype}")
         needed += ["groups"] if "groups" in arrays else []
-        for key in needed[len(_INTEGER_ARRAYS) :]:
-            if arrays[key].dtype.kind != "U":
-                raise UserError(f"{path}: {key}: expected strings, got {arrays[key].dtype}")
-        for key in needed:
-            if arrays[key].ndim != 1:
-                raise UserError(f"{path}: {key}: expected one axis, got shape {arrays[key].shape}")
         return cls(
             name=path.stem,
-            features={m: as_features(path, m, arrays[m]) for m in MODALITIES if m in arrays},
-            labels=arrays["labels"].astype(np.int64),
-            speakers=arrays["speakers"].astype(np.int64),
-            offsets=arrays["offsets"].astype(np.int64),
-            dialogue_ids=arrays["dialogue_ids"].astype(np.str_),
-            split=arrays["split"].astype(np.str_),
-            label_names=arrays["label_names"].astype(np.str_),
-            groups=arrays["groups"].astype(np.str_) if "groups" in arrays else None,
+            features={m: arrays[m] for m in MODALITIES if m in arrays},
+            **{key: arrays[key] for key in needed},
         )
 
     def save(self, path: str | Path) -> None:
@@ -276,6 +295,13 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every array of an ``.npz``; a UserError in one line for whatever is wrong with the file."""
     try:
         with path.open("rb") as file:  # np.load would leave its own open where the archive is broken
+            head = file.read(300)
+            foreign = what_it_is(head)
+            if foreign is None and head[:1] == b"\x80":
+                foreign = "a pickle, not an .npz archive; merc convert reads the field's pickles"
+            if foreign is not None:
+                raise UserError(f"{path}: {foreign}")
+            file.seek(0)
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path}: expected an .npz archive, got a single array")
@@ -290,11 +316,3 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:  # a damaged archive can raise anything: zlib.error, NotImplementedError, MemoryError, ...
         raise UserError(f"{path}: not a readable .npz file, or cut short (objects and pickles are refused)") from None
-
-
-def as_features(path: Path, modality: str, rows: NDArray[Any]) -> NDArray[np.float32]:
-    """``rows`` as float32 features, or a UserError."""
-    if rows.dtype.kind not in "fiu":
-        raise UserError(f"{path}: {modality}: expected numbers, got {rows.dtype}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which Corpus refuses
-        return np.ascontiguousarray(rows, dtype=np.float32)

@@ -6,7 +6,7 @@ A file is a tuple of fields, or one field alone. ``_`` is a field that is not re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -19,6 +19,7 @@ from merc_model.errors import UserError
 
 ROBERTA = ("roberta1", "roberta2", "roberta3", "roberta4")
 SPLIT_FIELDS = ("train", "valid", "test")
+_UNREAD = ("_", "ids", "sentences", "sentiments")
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def recognise(
         UserError: an unknown layout; files that have none, not the one named, or perhaps several.
     """
     where = ", ".join(str(path) for path in paths)
+    contents = [_decoded(content) for content in contents]
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"--layout {layout}: unknown; expected one of {', '.join(LAYOUTS)}")
     fitting: list[tuple[list[str], str, dict[str, Any]]] = []
@@ -131,7 +133,8 @@ def recognise(
         assignments = [
             (_unknown_widths(LAYOUTS[name], fields), name, fields)
             for order in permutations(contents)
-            if len(order) == len(LAYOUTS[name].files) and (fields := _assign(LAYOUTS[name], order)) is not None
+            if len(order) == len(LAYOUTS[name].files)
+            and (fields := _assign(LAYOUTS[name], order, named=layout is not None)) is not None
         ]
         fitting.extend(sorted(assignments, key=lambda found: len(found[0]))[:1])
     if not fitting:
@@ -160,15 +163,50 @@ def as_array(value: Any) -> NDArray[Any] | None:
     return array if array.ndim and array.dtype.kind in "biufUS" else None
 
 
-def _assign(layout: Layout, contents: Sequence[Any]) -> dict[str, Any] | None:
-    """Field → value if each file has the fields that the layout wants there."""
+def _decoded(content: Any) -> Any:
+    """A file with text in place of the bytes that Python 2 wrote: as keys, as ids, as speakers."""
+    return type(content)(map(_decoded_field, content)) if isinstance(content, tuple | list) else _decoded_field(content)
+
+
+def _decoded_field(field: Any) -> Any:
+    if isinstance(field, dict):
+        return {_text(key): _decoded_members(rows) for key, rows in field.items()}
+    return _decoded_members(field)
+
+
+def _decoded_members(members: Any) -> Any:
+    if isinstance(members, np.ndarray) and members.dtype.kind == "S":
+        return np.array([_text(member) for member in members.ravel().tolist()], np.str_).reshape(members.shape)
+    if isinstance(members, list | tuple | set | frozenset) and any(isinstance(member, bytes) for member in members):
+        return type(members)(map(_text, members))
+    return members
+
+
+def _text(value: Any) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin1")
+
+
+def _assign(layout: Layout, contents: Sequence[Any], *, named: bool = False) -> dict[str, Any] | None:
+    """Field → value if each file has the fields that the layout wants there.
+
+    A field that is not read may hold anything where the layout was ``named``; else None and numbers show that
+    the file is another one.
+    """
     fields: dict[str, Any] = {}
     for names, content in zip(layout.files, contents, strict=True):
         values = (content,) if len(names) == 1 else content
         if not isinstance(values, tuple | list) or len(values) != len(names):
             return None
-        if not all(map(_fits, names, values)):
-            return None
+        for field, value in zip(names, values, strict=True):
+            if field in _UNREAD and not (named or field == "_" or isinstance(value, Container)):
+                return None
+            if field not in _UNREAD and not _fits(field, value):
+                return None
         fields.update(zip(names, values, strict=True))
     fields.pop("_", None)
     return fields
@@ -176,15 +214,11 @@ def _assign(layout: Layout, contents: Sequence[Any]) -> dict[str, Any] | None:
 
 def _fits(name: str, value: Any) -> bool:
     """Whether ``value`` is of the kind of the field ``name``, judged by its first dialogue."""
-    if name == "_":
-        return True
     if name in SPLIT_FIELDS:
         members = value.tolist() if isinstance(value, np.ndarray) else value
         return isinstance(members, list | tuple | set | frozenset) and all(isinstance(m, str | int) for m in members)
     if not isinstance(value, dict):
         return False
-    if name in ("ids", "sentences", "sentiments"):
-        return True
     rows = _first(value)
     if rows is None:
         return False

@@ -7,6 +7,8 @@ numpy's ``dtype`` and ``ndarray`` see no state that was not checked, because a f
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import mmap
 import pickle
@@ -18,28 +20,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from merc_model.data.foreign import what_it_is
 from merc_model.errors import UserError
 
 _TYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|[US][1-9]\d{0,6}")
+_AS_TEXT = "; all its line ends are CR LF, so it was transferred as text: fetch it anew, as binary"
+_ADVICE = {
+    "joblib": "load it with joblib, and write it anew with pickle",
+    "pandas": "load it with pandas, turn the tables into numpy arrays (table.to_numpy()) and pickle those",
+    "scipy": "load it with scipy, turn the matrices into numpy arrays (matrix.toarray()) and pickle those",
+}
 _TENSORS = "; load it with torch, turn the tensors into numpy arrays (tensor.numpy()) and pickle those"
 
 
-def load_pickle(path: str | Path) -> Any:
+def load_pickle(path: str | Path, *, warn: Callable[[str], None] = lambda line: None) -> Any:
     """The plain containers, numbers, strings and arrays in a pickle of any protocol, Python 2's included.
+
+    A pickle that was transferred as text, so that each of its line feeds became CR LF, is turned back, with a warning.
 
     Raises:
         UserError: a file that is missing or broken, or that asks for anything else; nothing of it has run.
     """
     path = Path(path)
+    converted = False
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content[:2] == b"PK":
-                raise UserError(f"{path}: a zip archive, as torch.save writes, not a plain pickle{_TENSORS}")
+                raise UserError(f"{path}: {_archive(content)}")
+            foreign = what_it_is(content[:300])
+            if foreign is not None:
+                raise UserError(f"{path}: {foreign}")
+            converted = _carriage_returns(content)
+            if converted:
+                with contextlib.suppress(Exception):  # then it only looked so, and is read as it is
+                    loaded = _Unpickler(io.BytesIO(content[:].replace(b"\r\n", b"\n")), encoding="latin1").load()
+                    warn(f"{path}: its line ends had become CR LF, as git's autocrlf does, and were turned back")
+                    return loaded
             # Read from a map, a length that the file does not have ends in an error, not in an allocation.
             return _Unpickler(content, encoding="latin1").load()
     except UserError:
         raise
     except _RefusedError as refusal:
+        if converted:
+            raise UserError(f"{path}: not a readable pickle{_AS_TEXT}") from None
         raise UserError(f"{path}: refused, and nothing of it was run: {refusal}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -51,7 +74,22 @@ def load_pickle(path: str | Path) -> Any:
         raise UserError(f"{path}: does not fit into memory, or is damaged") from None
     except Exception:  # a damaged pickle can raise nearly anything
         empty = path.is_file() and path.stat().st_size == 0
-        raise UserError(f"{path}: {'is empty' if empty else 'not a readable pickle, or cut short'}") from None
+        what = f"not a readable pickle, or cut short{_AS_TEXT if converted else ''}"
+        raise UserError(f"{path}: {'is empty' if empty else what}") from None
+
+
+def _archive(content: mmap.mmap) -> str:
+    """What a zip archive is, by the names in it."""
+    if content.find(b".npy", 0, 300) >= 0:
+        return "an .npz archive, not a pickle; if it is a corpus, merc train --data reads it"
+    if content.find(b"data.pkl", 0, 300) >= 0:
+        return f"a zip archive, as torch.save writes, not a plain pickle{_TENSORS}"
+    return "a zip archive, not a plain pickle; unpack it first"
+
+
+def _carriage_returns(content: mmap.mmap) -> bool:
+    """Whether every line feed of a file follows a carriage return, and there is one."""
+    return content.find(b"\r\n") >= 0 and re.search(rb"(?<!\r)\n", content) is None
 
 
 class _RefusedError(Exception):
@@ -66,8 +104,11 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in _ADMITTED:
             return _ADMITTED[module, name]
         wanted = f"{module}.{name}"[:80]
-        if module.partition(".")[0] == "torch":
+        package = module.partition(".")[0]
+        if package == "torch":
             raise _RefusedError(f"it holds torch objects ({wanted!r}){_TENSORS}")
+        if package in _ADVICE:
+            raise _RefusedError(f"it holds {package} objects ({wanted!r}); {_ADVICE[package]}")
         raise _RefusedError(f"it asks for {wanted!r}; only numpy arrays and plain containers are read")
 
     def persistent_load(self, pid: object) -> Any:

@@ -305,6 +305,37 @@ def test_exchangeable_files_stand_in_the_order_of_the_layout(write):
     np.testing.assert_array_equal(corpus.features["visual"][:3], fields["visual"]["Ses01F_a"])
 
 
+def as_bytes(value):
+    """A value with bytes for every text, as a pickle of Python 2 read with ``encoding="bytes"`` and written anew."""
+    if isinstance(value, dict):
+        return {as_bytes(key): as_bytes(rows) for key, rows in value.items()}
+    if isinstance(value, list | set):
+        return type(value)(map(as_bytes, value))
+    return value.encode() if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("iemocap")])
+def test_bytes_are_read_as_text(case, write):
+    fields = fields_of(case)
+    fields["speakers"] = {d: np.array(names) for d, names in fields["speakers"].items()}
+    plain = convert(write(case, fields)).fingerprint()
+    old = {field: as_bytes(value) for field, value in fields.items()}
+    assert convert(write(case, old)).fingerprint() == plain
+    old["speakers"] = {d: np.array(names, "S") for d, names in old["speakers"].items()}
+    old["train"] = np.array(sorted(old["train"]))
+    assert convert(write(case, old)).fingerprint() == plain
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("anything", [["a", "b"], {}, {"Ses01F_a": None}, "text", {1}, np.ones(2), None], ids=str)
+def test_a_field_that_is_not_read_may_hold_anything(case, write, anything):
+    fields = fields_of(case)
+    plain = convert(write(case, fields)).fingerprint()
+    fields |= dict.fromkeys(("ids", "sentences", "sentiments", "rest"), anything)
+    layout = case.split(",")[0] if anything is None else None
+    assert convert(write(case, fields), layout).fingerprint() == plain
+
+
 def test_swapped_fields_are_seen_by_their_widths(write):
     fields = fields_of("iemocap-mmgcn")
     fields["audio"], fields["visual"] = fields["visual"], fields["audio"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from merc_model.config import IGNORE_INDEX
@@ -104,7 +105,8 @@ def test_rows_and_counts() -> None:
         ({"features": {"text": np.ones((5, 3), np.float32)}}, r"text: expected (6, D), a row for each label"),
         ({"features": {"text": np.ones(6, np.float32)}}, "text: expected (6, D)"),
         ({"features": {"text": np.ones((6, 0), np.float32)}}, "text: expected (6, D)"),
-        ({"features": {"text": np.full((6, 1), np.inf, np.float32)}}, "text: infinite values"),
+        ({"features": {"text": np.full((6, 1), np.inf, np.float32)}}, "text: infinite at dialogue 'a', utterance 1"),
+        ({"features": {"text": np.eye(6) * -1.7e300}}, "text: -1.7e+300, more than float32 holds, at dialogue 'a', "),
         ({"features": {"text": np.full((6, 1), np.nan, np.float32)}}, "text: every row has a NaN"),
         ({"features": {"text": np.diag([np.nan] * 6).astype(np.float32)}}, "text: every row has a NaN"),
         ({"speakers": np.zeros(5, np.int64)}, "speakers: expected (6,), got (5,)"),
@@ -116,6 +118,15 @@ def test_rows_and_counts() -> None:
         ({"offsets": np.array([0, 4, 3, 6])}, "offsets: must not fall, but do after dialogue 1"),
         ({"offsets": np.array([0, 2, 2, 6])}, "dialogue 'b' has no utterance"),
         ({"dialogue_ids": np.array([], np.str_)}, "no dialogue"),
+        (
+            {"features": {"text": np.where(np.arange(3) == 1, np.nan, np.ones((6, 3)))}},
+            "text: every row has a NaN (column 1 is NaN in 6 rows that hold other values)",
+        ),
+        ({"dialogue_ids": np.array(["a", "b", "a"])}, "dialogue_ids: 'a' stands in train and in test"),
+        (
+            {"dialogue_ids": np.array(["a", "b", "b"]), "split": np.array(["train"] * 3)},
+            "dialogue_ids: 'b' stands twice; give each dialogue an id of its own",
+        ),
         ({"split": np.array(["train", "test"])}, "split: expected (3,), got (2,)"),
         ({"split": np.array(["train", "dev", "test"])}, "split: expected train, valid, test, got 'dev'"),
         ({"label_names": np.array(["a", "b", "a"])}, "label_names: a name stands twice"),
@@ -135,6 +146,66 @@ def test_contradictions_are_named(change: dict[str, Any], message: str) -> None:
     assert message in refused
 
 
+def objects(rows: list[Any]) -> NDArray[Any]:
+    """One object a row, as a column of arrays of a pandas table is."""
+    array = np.empty(len(rows), object)
+    array[:] = rows
+    return array
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": [0, 1, 2, IGNORE_INDEX, 1, 0]},
+        {"labels": np.array([0, 1, 2, IGNORE_INDEX, 1, 0], object)},
+        {"labels": np.array([0, 1, 2, IGNORE_INDEX, 1, 0], np.float32), "speakers": [0.0, 1, 0, 0, 1, 0]},
+        {"labels": np.array([0, 1, 2, IGNORE_INDEX, 1, 0], np.int32), "offsets": np.array([0, 2, 3, 6], np.uint64)},
+        {"speakers": np.array([0, 1, 0, 0, 1, 0], bool)},
+        {"dialogue_ids": ["a", "b", "c"], "split": ("train", "valid", "test"), "label_names": ["glad", "sad", "mad"]},
+        {"dialogue_ids": np.array(["a", "b", "c"], object), "label_names": np.array(["glad", "sad", "mad"], object)},
+        {"features": {m: rows.astype(np.float64) for m, rows in small().features.items()}},
+        {"features": {m: rows.tolist() for m, rows in small().features.items()}},
+        {"features": {m: np.asfortranarray(rows.astype(object)) for m, rows in small().features.items()}},
+        {"features": {m: objects(list(rows)) for m, rows in small().features.items()}},
+        {"features": {m: [None if np.isnan(row).any() else row for row in r] for m, r in small().features.items()}},
+    ],
+)
+def test_what_is_harmless_is_converted(change: dict[str, Any], tmp_path: Path) -> None:
+    corpus = replace(small(), **change)
+    assert corpus.fingerprint() == small().fingerprint()
+    corpus.save(tmp_path / "c.npz")
+    assert Corpus.load(tmp_path / "c.npz").fingerprint() == corpus.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [0, 1, 2, None, 1, 0]}, "labels: expected integers, got objects (NoneType, int)"),
+        ({"labels": np.array([0, 1, 2, np.nan, 1, 0])}, "labels: expected integers, got nan at 3"),
+        ({"labels": ["glad"] * 6}, "labels: expected integers, got <U4"),
+        (
+            {"labels": np.array([0, 1, 2, 2**64 - 1, 1, 0], np.uint64)},
+            "labels: expected integers, got 18446744073709551615 at 3",
+        ),
+        ({"labels": [[0]] * 6}, "labels: expected one axis, got shape (6, 1)"),
+        ({"labels": 3}, "labels: expected one axis, got shape ()"),
+        ({"speakers": ["Ann", "Bob"] * 3}, "speakers: expected integers, got <U3"),
+        ({"offsets": [0, 2.5, 3, 6]}, "offsets: expected integers, got 2.5 at 1"),
+        ({"dialogue_ids": [1, 2, 3]}, "dialogue_ids: expected strings, got int64"),
+        ({"dialogue_ids": np.array(["a", 2, "c"], object)}, "dialogue_ids: expected strings, got objects (int, str)"),
+        ({"label_names": [b"a", b"b", b"c"]}, "label_names: expected strings, got |S1"),
+        ({"features": {"text": [[1, 2]] * 5 + [[1]]}}, "text: rows of different shapes: (1,), (2,)"),
+        ({"features": {"text": [["1", "2"]] * 6}}, "text: expected numbers, got <U1"),
+        ({"features": {"text": [[1, "2"], None] * 3}}, "text: expected numbers, got <U21 in row 0"),
+        ({"features": {"text": [[10**400]] * 6}}, "text: row 0 holds a number that is too large"),
+        ({"features": {"text": {}}}, "text: expected numbers, got objects (dict)"),
+        ({"features": {"text": torch.ones(6, 2, requires_grad=True)}}, "text: expected an array, got Tensor"),
+    ],
+)
+def test_what_is_not_names_the_array(change: dict[str, Any], message: str) -> None:
+    assert f"corpus small: {message}" in refusal(lambda: replace(small(), **change))
+
+
 def test_a_corpus_without_any_label_is_one() -> None:
     corpus = replace(small(), labels=np.full(6, IGNORE_INDEX))
     assert corpus.class_counts(np.arange(3)).tolist() == [0, 0, 0]
@@ -143,14 +214,14 @@ def test_a_corpus_without_any_label_is_one() -> None:
 @pytest.mark.parametrize(
     ("key", "array", "message"),
     [
-        ("labels", np.zeros(6), "labels: expected integers, got float64"),
+        ("labels", np.array([0, 1, 0.5, 0, 0, 0]), "labels: expected integers, got 0.5 at 2"),
         ("offsets", np.array(["0", "6"]), "offsets: expected integers, got <U1"),
         ("labels", np.zeros((6, 1), np.int64), "labels: expected one axis, got shape (6, 1)"),
         ("dialogue_ids", np.arange(3), "dialogue_ids: expected strings, got int64"),
         ("dialogue_ids", np.array([b"\xff", b"b", b"c"]), "dialogue_ids: expected strings, got |S1"),
         ("text", np.full((6, 3), "x"), "text: expected numbers, got <U1"),
         ("text", np.ones((6, 3), np.complex64), "text: expected numbers, got complex64"),
-        ("text", np.full((6, 3), 1e300), "text: infinite values"),
+        ("text", np.full((6, 3), 1e300), "text: 1e+300, more than float32 holds, at dialogue 'a', utterance 1"),
         ("labels", np.array([0, 1, 2, 0, 1, None]), "objects and pickles are refused"),
         ("extra", np.array([{}]), "objects and pickles are refused"),
     ],
@@ -274,6 +345,38 @@ def test_the_validation_cut_has_the_classes_of_the_training_set() -> None:
     assert np.abs(valid / valid.sum() - whole / whole.sum()).sum() < 0.15
     first = corpus.class_counts(corpus.dialogues("train")[: len(cut.dialogues("valid"))])
     assert np.abs(first / first.sum() - whole / whole.sum()).sum() > 0.15, "which is no matter of course"
+
+
+@pytest.mark.parametrize("labelled", [[0, 1], [3, 17], [0, 1, 2], list(range(17))])
+def test_the_validation_cut_leaves_labels_on_both_sides(labelled: list[int]) -> None:
+    """Twenty dialogues of two utterances, three to be cut off; some of the twenty labelled."""
+    labels = np.full((20, 2), IGNORE_INDEX)
+    labels[labelled] = [0, 1]
+    corpus = Corpus(
+        name="sparse",
+        features={"text": np.ones((40, 1))},
+        labels=labels.ravel(),
+        speakers=np.zeros(40, int),
+        offsets=np.arange(0, 41, 2),
+        dialogue_ids=[str(number) for number in range(20)],
+        split=["train"] * 20,
+        label_names=["glad", "sad"],
+    )
+    cut = corpus.with_validation(0.15)
+    assert len(cut.dialogues("valid")) == 3
+    assert cut.class_counts(cut.dialogues("valid")).all()
+    assert cut.class_counts(cut.dialogues("train")).all()
+    one = replace(corpus, labels=np.where(np.arange(40) < 2, 0, IGNORE_INDEX)).with_validation(0.15)
+    assert one.class_counts(one.dialogues("train")).sum() == 2, "the only labels stay to be trained on"
+
+
+def test_the_validation_cut_takes_no_class_whole() -> None:
+    corpus = without_validation()
+    labels = np.where(corpus.labels == 1, IGNORE_INDEX, corpus.labels)
+    rare = corpus.dialogues("train")[:2]
+    labels[corpus.offsets[rare]] = 1
+    cut = replace(corpus, labels=labels).with_validation(0.9)
+    assert cut.class_counts(cut.dialogues("train")).all()
 
 
 def test_a_validation_split_that_is_there_stays() -> None:

@@ -1,16 +1,22 @@
 """No pickle runs anything, and every broken one ends in one clear line."""
 
+import bz2
 import collections
 import copyreg
+import gzip
 import io
+import lzma
 import os
 import pickle
 import struct
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
 
+from merc_model.data.conversation import read_conversation
+from merc_model.data.corpus import Corpus
 from merc_model.data.unpickle import load_pickle
 from merc_model.errors import UserError
 
@@ -284,6 +290,85 @@ def test_tensors_are_refused_with_the_way_out(read):
         pytest.fail("no tensor in the legacy file")
     with pytest.raises(UserError, match=r"outside the file.*tensor\.numpy\(\)"):
         read(b"\x80\x02X\x01\x00\x00\x00aQ.")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_line_ends_that_became_carriage_returns_are_turned_back(tmp_path, protocol):
+    """As git's autocrlf, or an FTP client in text mode, leaves a pickle."""
+    plain = {"Ses01": np.arange(10, 40), "text": ["a\nb", "c\r\nd", "\r", "x" * 13], "f": np.linspace(0, 1, 999)}
+    path, lines = tmp_path / "features.pkl", []
+    path.write_bytes(pickle.dumps(plain, protocol).replace(b"\n", b"\r\n"))
+    loaded = load_pickle(path, warn=lines.append)
+    assert list(loaded) == list(plain)
+    assert loaded["text"] == plain["text"]
+    np.testing.assert_array_equal(loaded["f"], plain["f"])
+    assert len(lines) == 1
+    assert "had become CR LF" in lines[0]
+    cut = path.read_bytes()[:200]
+    path.write_bytes(cut)
+    with pytest.raises(UserError, match="transferred as text: fetch it anew, as binary"):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize("text", ["a\r\nb", "\r\n" * 5])
+def test_carriage_returns_that_belong_there_stay(tmp_path, text):
+    path, lines = tmp_path / "features.pkl", []
+    for protocol in range(1, 6):
+        path.write_bytes(pickle.dumps([text], protocol))
+        assert load_pickle(path, warn=lines.append) == [text]
+    assert not lines
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "a git-lfs pointer.*git lfs pull",
+        ),
+        (b"\n\n<!DOCTYPE html>\n<html lang='en'>", "a web page, not the file itself"),
+        (b"\xef\xbb\xbf<HTML><body>", "a web page"),
+        (b'{"message":"Not Found","documentation_url":""}', "the message of a server"),
+        (gzip.compress(pickle.dumps([1])), "compressed with gzip; decompress it first"),
+        (bz2.compress(pickle.dumps([1])), "compressed with bzip2"),
+        (lzma.compress(pickle.dumps([1])), "compressed with xz"),
+        (zlib.compress(pickle.dumps([1]), 3), "compressed by joblib; read it with joblib.load"),
+        (zlib.compress(pickle.dumps([1]), 9), "compressed by joblib"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file"),
+        (bytes(257) + b"ustar\x0000" + bytes(90), "a tar archive"),
+    ],
+)
+def test_a_file_that_is_something_else_is_called_what_it_is(tmp_path, content, message):
+    for name, read in (("features.pkl", load_pickle), ("corpus.npz", Corpus.load), ("talk.npz", conversation)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: {message}"):
+            read(tmp_path / name)
+
+
+def conversation(path):
+    return read_conversation(path, ["glad", "sad"])
+
+
+def test_a_pickle_and_an_archive_that_changed_places(tmp_path):
+    (tmp_path / "corpus.npz").write_bytes(pickle.dumps([1]))
+    with pytest.raises(UserError, match=r"corpus\.npz: a pickle, not an \.npz archive; merc convert reads"):
+        Corpus.load(tmp_path / "corpus.npz")
+    np.savez(tmp_path / "features.npz", text=np.zeros(3))
+    with pytest.raises(UserError, match=r"features\.npz: an \.npz archive, not a pickle"):
+        load_pickle(tmp_path / "features.npz")
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [
+        ("joblib.numpy_pickle", "load it with joblib"),
+        ("pandas.core.frame", r"table\.to_numpy\(\)"),
+        ("scipy.sparse", "toarray"),
+    ],
+)
+def test_objects_of_known_packages_come_with_advice(read, module, advice):
+    with pytest.raises(UserError, match=rf"refused, and nothing of it was run: .*{advice}"):
+        read(b"\x80\x02" + name(module, "Thing") + b".")
 
 
 def test_objects_of_a_class_are_refused(read):
