@@ -3,7 +3,7 @@
 config.json        the resolved configuration, the seed, the corpus (name, sizes, hash), versions and machine
 model.safetensors  the weights, each feature's mean and sd under ``features.<modality>.standardize``, the memory
 history.jsonl      a row an epoch
-metrics.json       written last: a folder that has it is a finished run
+metrics.json       written last but for the pictures: a folder that has it is a finished run
 resume.pt          the trainer's state, there only until the run is finished
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
 from merc_model.files import write_whole
 from merc_model.model import MercModel
+from merc_model.size import build
 
 FORMAT = 2
 
@@ -47,13 +49,19 @@ class Record:
     label_names: list[str]
     corpus: dict[str, Any]
 
+    @property
+    def source(self) -> Path | None:
+        """The file of the corpus, None where it was the embedded one."""
+        source: str | None = self.corpus["source"]
+        return None if source is None else Path(os.fsdecode(source.encode(errors="surrogateescape")))
+
     @classmethod
     def of(cls, config: Config, seed: int, corpus: Corpus, source: Path | None) -> Record:
         """The record of a run on ``corpus``, read from ``source`` (None: embedded)."""
         dialogues = {split: corpus.dialogues(split) for split in ("train", "valid", "test")}
         facts = {
             "name": corpus.name,
-            "source": None if source is None else str(source.resolve()),
+            "source": None if source is None else os.fsencode(source.resolve()).decode(errors="surrogateescape"),
             "sha256": corpus.fingerprint(),
             "dims": corpus.dims,
             "dialogues": {split: len(indices) for split, indices in dialogues.items()},
@@ -88,6 +96,33 @@ class RunFolder:
             | dataclasses.asdict(record),
         )
 
+    def remove_if_empty(self) -> None:
+        """Remove the folder where a run has left nothing but a file that it had not yet written whole."""
+        if not self.path.is_dir():
+            return
+        files = list(self.path.iterdir())
+        if all(file.name.startswith(".") and file.name.endswith(".partial") for file in files):
+            for file in files:
+                file.unlink()
+            self.path.rmdir()
+
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json, read back."""
+        values = self.read_json("metrics.json")
+        wanted = {"weighted_f1", "macro_f1", "accuracy", "uar", "f1", "confusion", "utterances"}
+        shown = values.get("test") or values.get("valid")
+        if not isinstance(shown, dict) or not wanted <= shown.keys() or not isinstance(shown["f1"], dict):
+            raise UserError(f"{self.path / 'metrics.json'}: the file was changed; train in another folder")
+        return values
+
+    def history(self) -> list[dict[str, Any]]:
+        """history.jsonl, read back; empty where it cannot be."""
+        try:
+            lines = (self.path / "history.jsonl").read_text("utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError):
+            return []
+
     def record(self) -> Record:
         """config.json, read back."""
         values = self.read_json("config.json")
@@ -98,7 +133,16 @@ class RunFolder:
         path = self.path / "config.json"
         try:
             config = Config().changed(dict(values["config"]))
-            return Record(config, values["seed"], values["label_names"], values["corpus"])
+            facts = values["corpus"]
+            _expect("seed", values["seed"], int)
+            _expect("label_names", values["label_names"], list)
+            for name in values["label_names"]:
+                _expect("label_names", name, str)
+            for name, kind in (("name", str), ("sha256", str), ("dims", dict), ("source", str | None)):
+                _expect(f"corpus.{name}", facts[name], kind)
+            for modality, dim in facts["dims"].items():
+                _expect(f"corpus.dims.{modality}", dim, int)
+            return Record(config, values["seed"], values["label_names"], facts)
         except KeyError as error:
             raise UserError(f"{path}: no {error.args[0]!r}; the file was changed") from None
         except (UserError, TypeError, ValueError) as error:
@@ -122,7 +166,8 @@ class RunFolder:
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """One of the folder's JSON files, whole."""
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        write_whole(self.path / name, lambda file: file.write(text.encode()))
+        data = text.encode(errors="backslashreplace")  # a path that is no UTF-8 stands as JSON's \\udc.. escapes
+        write_whole(self.path / name, lambda file: file.write(data))
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """history.jsonl, whole: it never says more than the run has done."""
@@ -141,10 +186,11 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            content = io.BytesIO(path.read_bytes())  # torch opens no path outside the locale's encoding
+            state = torch.load(content, map_location=device, weights_only=True)
         except Exception as error:  # a damaged file can fail in any way inside torch
             raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete it to start anew") from None
-        return state
+        return state if isinstance(state, dict) else {}
 
     def write_model(self, model: MercModel) -> None:
         """model.safetensors."""
@@ -156,9 +202,9 @@ class RunFolder:
         """The trained model, in evaluation mode."""
         record = self.record()
         path = self.path / "model.safetensors"
-        model = MercModel(record.corpus["dims"], record.label_names, record.config)
+        model = build(record.corpus["dims"], record.label_names, record.config, device)
         try:
-            model.load_state_dict(safetensors.torch.load_file(path))
+            model.load_state_dict(safetensors.torch.load(path.read_bytes()))
         except FileNotFoundError:
             raise UserError(
                 f"{self.path} has no model yet; finish it with merc train --out {self.path} --resume"
@@ -167,6 +213,12 @@ class RunFolder:
             first = str(error).splitlines()[0]
             raise UserError(f"{path}: does not hold the weights of this run's config.json: {first}") from None
         return model.to(device).eval()
+
+
+def _expect(name: str, value: object, kind: Any) -> None:
+    """A ValueError unless a value of config.json is of its kind; a count is at least 0."""
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+        raise ValueError(f"{name}: got {str(value)[:40]!r}")
 
 
 def environment() -> dict[str, str]:

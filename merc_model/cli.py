@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
 import os
 import platform
@@ -60,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("merc: interrupted; merc train goes on with --resume, merc ablate with the same command", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        print("merc: error: out of memory; lower batch_dialogues or hidden_dim (--set)", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -101,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("conversation", type=Path, metavar="CONVERSATION", help=".npz or .json")
     command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: print, as CSV)")
+    command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
     command.add_argument("--device", default="auto", metavar="D")
 
     command = commands.add_parser("ablate", help="what each part is worth: one table over rows and seeds")
@@ -153,13 +160,12 @@ def _train(options: argparse.Namespace) -> None:
         runs = {seed: out / f"seed-{seed}" for seed in range(options.seeds)}
     if not options.resume and out.exists():
         raise UserError(f"{out} exists; go on in it with --resume, or give another --out")
-    _note(corpus, np.arange(len(corpus.split)))
-    if corpus is not given:
-        print(validation_cut(corpus), file=sys.stderr)
-    results = []
+    notes = [f"{corpus.name}: {line}" for line in missing_rows(corpus, np.arange(len(corpus.split)))]
+    notes += [validation_cut(corpus)] if corpus is not given else []
+    results: list[dict[str, Any]] = []
     for seed, folder in runs.items():
         record = Record.of(config, seed, corpus, options.data)
-        results.append(train(RunFolder(folder), record, corpus, device, options.resume))
+        results.append(train(RunFolder(folder), record, corpus, device, options.resume, () if results else notes))
         for shown in [split for split in ("test", "valid") if results[-1][split]][:1]:
             print(f"{corpus.name}, {shown} set, seed {seed}" + (f" ({_MADE_UP})" if options.data is None else ""))
             _print_metrics(results[-1][shown])
@@ -175,8 +181,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     folder = RunFolder(options.folder)
     model = load(options.folder, _device(options.device))
     record = folder.record()
-    source = record.corpus["source"]
-    path = options.data or (None if source is None else Path(source))
+    path = options.data or record.source
     corpus = _corpus(path)
     if options.data is None or options.split != "test":
         corpus = _split(corpus, record.config)
@@ -188,36 +193,42 @@ def _evaluate(options: argparse.Namespace) -> None:
     if not corpus.class_counts(dialogues).sum():
         raise UserError(f"corpus {corpus.name}: no labelled utterance in split {options.split!r}")
     predictions = predict(model, corpus, dialogues, options.drop)
-    _note(corpus, dialogues)
     without = f", without {' and '.join(options.drop)}" if options.drop else ""
     print(f"{corpus.name}, {options.split} set{without}" + (f" ({_MADE_UP})" if path is None else ""))
+    _note(corpus, dialogues)
     _print_metrics(predictions.metrics(model.label_names))
 
 
 def _predict(options: argparse.Namespace) -> None:
     out: Path | None = options.out
-    if out is not None and out.suffix not in (".csv", ".json"):
+    if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise UserError(f"--out {out}: expected a name that ends in .csv or .json")
     picture = out.with_suffix(".png") if out else Path(f"{options.conversation.stem}.timeline.png")
-    for path in (out, picture):
-        if path is not None and path.exists():
-            raise UserError(f"{path} exists; move it away, or give another --out")
+    if out is not None and out.exists():
+        if not options.force:
+            raise UserError(f"{out} exists; move it away, give another --out, or overwrite it with --force")
+        if options.conversation.exists() and out.samefile(options.conversation):
+            raise UserError(f"{out} is the conversation itself; give another --out")
+    if not options.force:
+        picture = _free(picture)
     model = load(options.folder, _device(options.device))
     conversation = read_conversation(options.conversation, model.label_names)
+    predictions = predict(model, conversation, conversation.dialogues("test"))
     _note(conversation, conversation.dialogues("test"))
     lacking = [modality for modality in model.modalities if modality not in conversation.features]
     if lacking:
         print(f"{conversation.name}: has no {' and no '.join(lacking)}; predicted without", file=sys.stderr)
-    predictions = predict(model, conversation, conversation.dialogues("test"))
     rows = _rows(predictions, conversation, model.label_names)
     if out is None:
         sys.stdout.write(_csv(rows))
     else:
-        text = _csv(rows) if out.suffix == ".csv" else json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-        write_whole(out, lambda file: file.write(text.encode()))
+        text = _csv(rows) if out.suffix.lower() == ".csv" else json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+        write_whole(out, lambda file: file.write(text.encode(errors="backslashreplace")))
     probabilities = predictions.probabilities[FUSED]
-    report.timeline(picture, probabilities, conversation.speakers, model.label_names, conversation.name)
-    print(f"timeline: {picture}", file=sys.stderr)
+    sys.stdout.flush()
+    arguments = (probabilities, conversation.speakers, model.label_names, conversation.name)
+    if report.attempt(report.timeline, picture, *arguments):
+        print(f"timeline: {picture}", file=sys.stderr)
 
 
 def _ablate(options: argparse.Namespace) -> None:
@@ -243,7 +254,7 @@ def _ablate(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    if options.out.suffix != ".npz":
+    if options.out.suffix.lower() != ".npz":
         raise UserError(f"--out {options.out}: expected a name that ends in .npz")
     if options.out.exists():
         raise UserError(f"{options.out} exists; give another --out")
@@ -299,6 +310,12 @@ def _defaults() -> Iterator[str]:
                     operator, device=device, dtype=torch.bfloat16, rows=count, width=width, capability=capability
                 )
                 yield f"default of {operator} on {place}, {count} x {width}, bfloat16: {name} ({reason})"
+
+
+def _free(path: Path) -> Path:
+    """``path``, or a numbered name beside it that nothing has yet."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(free for free in itertools.chain((path,), numbered) if not free.exists())
 
 
 def _default_config(data: Path | None) -> Config:

@@ -147,6 +147,9 @@ _BELOW_ONE = {
 }
 
 
+_MOST = {"layers": 1000}  # of integers; whether the model fits into the memory is seen when it is built
+
+
 def _problem(name: str, value: object, hint: Any) -> str | None:
     """What is wrong with a field's value, in words, or None."""
     if get_origin(hint) is Literal:
@@ -160,6 +163,9 @@ def _problem(name: str, value: object, hint: Any) -> str | None:
     assert isinstance(value, (int, float))
     if abs(value) > 1e300 or math.isnan(value) or value < 0 or (name in _POSITIVE and value == 0):
         return f"expected {'> 0' if name in _POSITIVE else '>= 0'} and finite, got {value}"
+    most = _MOST.get(name, 1e9)
+    if isinstance(value, int) and value > most:
+        return f"expected at most {most:g}, got {value:g}"
     if name in _BELOW_ONE and value >= 1:
         return f"expected < 1, got {value}"
     return None

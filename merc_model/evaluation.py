@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from merc_model.config import IGNORE_INDEX
 from merc_model.data.batch import batches
 from merc_model.data.corpus import Corpus
+from merc_model.data.outliers import refuse_outliers
 from merc_model.errors import UserError
 from merc_model.model import MercModel
 
@@ -46,9 +47,9 @@ def predict(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop
     """What the model says of some dialogues of a corpus, without the modalities in ``drop``.
 
     Raises:
-        UserError: features or emotions other than those the model was trained on.
+        UserError: features or emotions other than those the model was trained on; an answer that is not finite.
     """
-    _check(model, corpus, drop)
+    check_features(model, corpus, dialogues, drop)
     model.eval()
     device = model.prototypes.device
     labels: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
@@ -61,7 +62,13 @@ def predict(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop
         real = batch.utterance_mask
         labels.append(batch.labels[real].cpu().numpy())
         embeddings.append(output.embeddings[real].float().cpu().numpy())
-        for head, logits in {FUSED: output.logits, **output.modality_logits}.items():
+        heads = {FUSED: output.logits, **output.modality_logits}
+        if not all(bool(values[real].isfinite().all()) for values in (output.embeddings, *heads.values())):
+            raise UserError(
+                f"corpus {corpus.name}: the model's answer is not finite; its weights are damaged, or its training"
+                " diverged: train it anew, with a lower learning_rate"
+            )
+        for head, logits in heads.items():
             probabilities[head].append(logits[real].float().softmax(dim=-1).cpu().numpy())
     return Predictions(
         np.concatenate(labels),
@@ -85,12 +92,15 @@ def metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64], label_names
         "accuracy": float(accuracy_score(labels, predicted)),
         "uar": float(recall_score(labels, predicted, **averages)),
         "f1": {str(name): float(score) for name, score in zip(label_names, f1, strict=True)},
-        "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "confusion": np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2)
+        .reshape(len(classes), len(classes))
+        .tolist(),
         "utterances": len(labels),
     }
 
 
-def _check(model: MercModel, corpus: Corpus, drop: Sequence[str]) -> None:
+def check_features(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop: Sequence[str] = ()) -> None:
+    """A UserError unless these dialogues of a corpus, without ``drop``, are such as the model was trained on."""
     for modality, dim in corpus.dims.items():
         expected = model.dims.get(modality)
         if expected is None:
@@ -108,3 +118,8 @@ def _check(model: MercModel, corpus: Corpus, drop: Sequence[str]) -> None:
             raise UserError(f"cannot drop {modality!r}: the corpus has {', '.join(corpus.features)}")
     if set(corpus.features) <= set(drop):
         raise UserError("cannot drop every modality of the corpus: nothing would be left to predict from")
+    for modality in corpus.features:
+        if modality not in drop:
+            statistics = model.standardize(modality)
+            mean, sd = statistics.mean.double().cpu().numpy(), statistics.sd.double().cpu().numpy()
+            refuse_outliers(corpus, modality, corpus.rows(dialogues), mean, sd)

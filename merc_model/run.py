@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from merc_model import report
 from merc_model.checkpoint import Record, RunFolder, environment
+from merc_model.config import Config
 from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, predict
+from merc_model.model import MercModel
 from merc_model.training import Training
 
 _SECONDS_BETWEEN_SAVES = 10.0
+_PICTURES = ("confusion.png", "curves.png", "embeddings.png")
 
 
-def train(folder: RunFolder, record: Record, corpus: Corpus, device: torch.device, resume: bool) -> dict[str, Any]:
+def train(
+    folder: RunFolder,
+    record: Record,
+    corpus: Corpus,
+    device: torch.device,
+    resume: bool,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
     """Train in ``folder`` and return its metrics.json.
 
     Args:
@@ -29,22 +42,33 @@ def train(folder: RunFolder, record: Record, corpus: Corpus, device: torch.devic
         corpus: with a validation set where the configuration chooses the epoch on it.
         device: where to compute.
         resume: go on in the folder if it is there; a finished run gives its metrics at once.
+        notes: lines to print once nothing stands in the way any more.
 
     Raises:
         UserError: an existing folder without ``resume``; a resumed run with another corpus, seed or configuration.
     """
     training = Training(corpus, record.config, record.seed, device)
-    if resume and folder.path.is_dir() and not any(folder.path.iterdir()):
-        folder.path.rmdir()  # what a run leaves that ended before its first file
+    if resume:
+        folder.remove_if_empty()
     if resume and folder.path.exists():
         check_same(folder, record)
         if folder.finished:
-            return folder.read_json("metrics.json")
+            metrics = folder.metrics()
+            if not all((folder.path / name).exists() for name in _PICTURES):
+                _draw(folder, folder.read_model(device), corpus, record.config, metrics, folder.history())
+            return metrics
         state = folder.read_state(device)
         if state is not None:
-            training.restore(state)
+            try:
+                training.restore(state)
+            except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
+                raise UserError(
+                    f"{folder.path / 'resume.pt'}: is damaged, or not of this run; delete it to start anew"
+                ) from None
     else:
         folder.create(record)
+    for line in notes:
+        tqdm.write(line, file=sys.stderr)
     saved = time.monotonic()
     for _ in training.epochs():
         folder.write_history(training.history)
@@ -69,10 +93,10 @@ def check_same(folder: RunFolder, record: Record) -> None:
 
 
 def _finish(folder: RunFolder, training: Training) -> dict[str, Any]:
-    """Write the model, the plots and, last, the metrics."""
+    """Write the model and the metrics; then the pictures, which neither waits for."""
     folder.write_model(training.model)
     folder.write_history(training.history)
-    corpus, label_names = training.corpus, training.model.label_names
+    corpus = training.corpus
     scores = {split: training.metrics(split) for split in ("test", "valid")}
     metrics: dict[str, Any] = {
         "test": scores["test"].get(FUSED, {}),
@@ -81,17 +105,29 @@ def _finish(folder: RunFolder, training: Training) -> dict[str, Any]:
         "seconds": {"training": round(training.seconds, 3)},
         "seed": training.seed,
     }
-    shown = next((split for split in ("test", "valid") if metrics[split]), "train")
-    predictions = predict(training.model, corpus, corpus.dialogues(shown))
-    shown_metrics = metrics.get(shown) or predictions.metrics(label_names)
-    title = f"{corpus.name}, {shown} set"
-    report.confusion(folder.path / "confusion.png", shown_metrics["confusion"], label_names, title)
-    report.curves(folder.path / "curves.png", training.history, corpus.name)
-    prototypes = training.model.prototypes.detach().float().cpu().numpy()
-    report.embeddings(folder.path / "embeddings.png", predictions, prototypes, label_names, title)
     folder.write_json("metrics.json", metrics)
     (folder.path / "resume.pt").unlink(missing_ok=True)
+    _draw(folder, training.model, corpus, training.config, metrics, training.history)
     return metrics
+
+
+def _draw(
+    folder: RunFolder,
+    model: MercModel,
+    corpus: Corpus,
+    config: Config,
+    metrics: dict[str, Any],
+    history: list[dict[str, Any]],
+) -> None:
+    shown = next((split for split in ("test", "valid") if metrics[split]), "train")
+    predictions = predict(model, corpus, corpus.dialogues(shown))
+    counts = (metrics.get(shown) or predictions.metrics(model.label_names))["confusion"]
+    title = f"{corpus.name}, {shown} set"
+    prototypes = model.prototypes.detach().float().cpu().numpy() if config.fcl and config.elcl else None
+    confusion, curves, embeddings = (folder.path / name for name in _PICTURES)
+    report.attempt(report.confusion, confusion, counts, model.label_names, title)
+    report.attempt(report.curves, curves, history, corpus.name)
+    report.attempt(report.embeddings, embeddings, predictions, prototypes, model.label_names, title)
 
 
 def summarize(folder: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,10 +22,14 @@ from merc_model.config import Config
 from merc_model.data.arrays import worst_column
 from merc_model.data.batch import Batch, alike_in_length, batches, collate
 from merc_model.data.corpus import Corpus
+from merc_model.data.outliers import refuse_outliers, typical
 from merc_model.errors import UserError
-from merc_model.evaluation import FUSED, predict
+from merc_model.evaluation import FUSED, check_features, predict
 from merc_model.model import MercModel
 from merc_model.objective import Objective
+from merc_model.size import build
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 State = dict[str, Any]
 
@@ -58,14 +62,16 @@ class Training:
             if not corpus.class_counts(self.dialogues[split]).sum():
                 raise UserError(f"corpus {corpus.name}: no labelled utterance in split {split!r}, {purpose}")
         torch.manual_seed(seed)
-        self.model = MercModel(corpus.dims, corpus.label_names.tolist(), config)
+        self.model = build(corpus.dims, corpus.label_names.tolist(), config, device, copies=6)
         training_rows = corpus.rows(self.dialogues["train"])
         for modality in self.model.modalities:
             rows = torch.from_numpy(corpus.features[modality][training_rows])
             if rows.isnan().any(dim=1).all():
                 why = worst_column(corpus.features[modality][training_rows])
                 raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row{why}; leave it out")
+            refuse_outliers(corpus, modality, training_rows, *typical(rows[~rows.isnan().any(dim=1)].numpy()))
             self.model.standardize(modality).fit(rows)
+        check_features(self.model, corpus, np.arange(len(corpus.split)))
         for batch in batches(corpus, self.dialogues["train"], 16, torch.device("cpu")):
             self.model.remember(batch)
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
@@ -92,12 +98,15 @@ class Training:
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding the history's row after each epoch; `state` is consistent there."""
-        total = self.config.epochs
+        total, told = self.config.epochs, time.monotonic()
         with tqdm(total=total, initial=self._epoch, desc="training", unit="epoch", disable=None) as bar:
             while self._epoch < total:
                 row = self._run_epoch()
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
                 bar.update()
+                if bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # no terminal: a line now and then
+                    told = time.monotonic()
+                    tqdm.write(f"training: epoch {self._epoch} of {total}, loss {row['loss']:.3f}", file=sys.stderr)
                 yield row
         if self._finished:
             return
@@ -123,9 +132,12 @@ class Training:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`; a LookupError, TypeError, ValueError or RuntimeError where it does not fit."""
         self._epoch, self._finished = state["epoch"], state["finished"]
-        self.model.load_state_dict(state["model"])
+        if not 0 <= self._epoch <= self.config.epochs:
+            raise ValueError(f"epoch {self._epoch}")
+        for weights in (state["best"]["weights"] or state["model"], state["model"]):  # that both fit
+            self.model.load_state_dict(weights)
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._best, self.history, self.seconds = state["best"], state["history"], state["seconds"]

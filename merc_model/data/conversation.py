@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from merc_model.config import IGNORE_INDEX, MODALITIES
 from merc_model.data.arrays import as_numbers
 from merc_model.data.corpus import Corpus, read_arrays
+from merc_model.data.foreign import what_it_is
 from merc_model.errors import UserError
 
 
@@ -63,11 +64,19 @@ def _speakers(path: Path, speakers: NDArray[Any] | None, length: int) -> NDArray
 
 def _read_json(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        values = json.loads(path.read_text("utf-8-sig"))
+        raw = path.read_bytes()
+        foreign = what_it_is(raw[:300])
+        if foreign is not None:
+            raise UserError(f"{path}: {foreign}")
+        values = json.loads(raw)  # UTF-8, 16 or 32, with a mark or without
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {error.start} is {raw[error.start]:#x}); save it as UTF-8"
+        ) from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not valid JSON") from None
     if not isinstance(values, dict):

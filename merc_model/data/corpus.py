@@ -213,7 +213,9 @@ class Corpus:
         for key in (*sorted(self.features), *self._keys()):
             array = self.features[key] if key in self.features else getattr(self, key)
             digest.update(f"{key}{array.shape}".encode())
-            digest.update("\0".join(array.tolist()).encode() if array.dtype.kind == "U" else array.tobytes())
+            digest.update(
+                "\0".join(array.tolist()).encode(errors="surrogatepass") if array.dtype.kind == "U" else array.tobytes()
+            )
         return digest.hexdigest()
 
     def only(self, dialogues: NDArray[np.int64]) -> Corpus:

@@ -29,6 +29,13 @@ def test_metrics_worked_out_by_hand() -> None:
     assert values["utterances"] == 6
 
 
+def test_one_emotion_alone_has_metrics_without_warnings() -> None:
+    values = metrics(np.zeros(3, int), np.zeros(3, int), ["glad"])
+    assert values["weighted_f1"] == values["macro_f1"] == values["accuracy"] == values["uar"] == 1
+    assert values["confusion"] == [[3]]
+    assert metrics(np.array([1, 1]), np.array([1, 0]), ["sad", "glad"])["confusion"] == [[0, 0], [1, 1]]
+
+
 def test_predictions_stand_in_the_order_asked_for(model: MercModel) -> None:
     corpus = small_corpus(lengths=(3, 5, 2) * 7)  # more dialogues than a batch
     order = np.arange(21)[::-1]
@@ -55,6 +62,33 @@ def test_a_dropped_modality_is_as_one_that_is_not_there(model: MercModel) -> Non
     dropped = predict(model, corpus, np.arange(5), drop=["audio", "visual"]).probabilities["fused"]
     np.testing.assert_array_equal(dropped, predict(model, text, np.arange(5)).probabilities["fused"])
     assert not np.array_equal(dropped, predict(model, corpus, np.arange(5)).probabilities["fused"])
+
+
+def test_no_answer_that_is_not_finite_is_used(model: MercModel) -> None:
+    with torch.no_grad():
+        model.heads["audio"].bias[1] = torch.nan
+    with pytest.raises(UserError, match="the model's answer is not finite"):
+        predict(model, small_corpus(), np.arange(2))
+
+
+@pytest.mark.parametrize("value", [3e30, -2e7, np.float64(-1.7e300)])
+def test_a_value_far_from_the_training_rows_is_named(model: MercModel, value: float) -> None:
+    corpus = small_corpus()
+    audio = corpus.features["audio"].astype(np.float64)
+    audio[corpus.offsets[4] + 1, 2] = value
+    audio[corpus.offsets[4] + 1, 3] = 1e5  # far, but not absurd
+    place = "audio.* dialogue 'd4', utterance 2.*column 2"
+    with pytest.raises(UserError, match=place):
+        predict(model, replace(corpus, features={**corpus.features, "audio": audio}), np.arange(5))
+
+
+def test_a_value_far_from_the_training_rows_does_not_matter_where_it_is_not_read(model: MercModel) -> None:
+    corpus = small_corpus()
+    audio = corpus.features["audio"].copy()
+    audio[corpus.offsets[4], 2] = 3e30
+    odd = replace(corpus, features={**corpus.features, "audio": audio})
+    assert np.isfinite(predict(model, odd, np.arange(4)).embeddings).all()
+    assert np.isfinite(predict(model, odd, np.arange(5), drop=["audio"]).embeddings).all()
 
 
 def test_what_the_model_never_saw_is_said(model: MercModel) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from merc_model import training as trainer
 from merc_model.config import IGNORE_INDEX, MODALITIES, Config
 from merc_model.data.batch import alike_in_length, collate
 from merc_model.data.corpus import Corpus
@@ -123,6 +125,46 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 8), (3600.0, 0)])
+def test_where_there_is_no_terminal_a_line_says_how_far_it_is(
+    seconds: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer, "_SECONDS_BETWEEN_LINES", seconds)
+    trained(small_config())
+    said = capsys.readouterr().err.splitlines()
+    progress = [line for line in said if "of at most" in line]
+    assert len(progress) == lines
+    assert all(": epoch " in line and "loss " in line and "best weighted F1 " in line for line in progress)
+    assert len(said) == lines + len(STAGES)
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_dim": 10**8}, {"hidden_dim": 10**9}, {"layers": 1000, "hidden_dim": 8192}])
+def test_a_model_too_large_for_the_memory_is_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=f"too large for any memory|needs .* GiB.*hidden_dim={sizes['hidden_dim']}"):
+        Training(small_corpus(), small_config(**sizes), 0, CPU)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state.pop("best"),
+        lambda state: state.update(stage=99),
+        lambda state: state.update(epoch="x"),
+        lambda state: state["best"].update(weights={"a": torch.zeros(1)}),
+        lambda state: state["model"].popitem(),
+        lambda state: state.update(optimizer={}),
+        lambda state: state.update(average=3),
+    ],
+)
+def test_a_state_that_does_not_fit_is_noticed(damage: Callable[[dict[str, Any]], object]) -> None:
+    half = Training(small_corpus(), small_config(epochs=1), 0, CPU)
+    next(half.epochs())
+    state = half.state()
+    damage(state)
+    with pytest.raises((LookupError, TypeError, ValueError, RuntimeError, AttributeError)):
+        Training(small_corpus(), small_config(epochs=1), 0, CPU).restore(state)
+
+
 def test_training_learns() -> None:
     still = {"dropout": 0.0, "feature_dropout": 0.0, "modality_dropout": 0.0, "label_smoothing": 0.0}
     training = trained(small_config(epochs=30, learning_rate=3e-3, memory=False, **still))
@@ -219,8 +261,39 @@ def test_a_modality_that_training_never_has_is_said() -> None:
     corpus = small_corpus()
     audio = corpus.features["audio"].copy()
     audio[corpus.rows(corpus.dialogues("train"))] = np.nan
-    with pytest.raises(UserError, match="audio is missing in every training row"):
+    with pytest.raises(UserError, match="audio is missing in every training row; leave it out"):
         Training(replace(corpus, features={**corpus.features, "audio": audio}), small_config(), 0, CPU)
+    audio = np.nan_to_num(corpus.features["audio"])
+    audio[corpus.rows(corpus.dialogues("train")), 3] = np.nan
+    with pytest.raises(UserError, match=r"training row \(column 3 is NaN in \d+ rows that hold other values\)"):
+        Training(replace(corpus, features={**corpus.features, "audio": audio}), small_config(), 0, CPU)
+
+
+def with_audio(change: dict[tuple[str, int, int], float]) -> Corpus:
+    """The small corpus, with values of audio at (split, row of it, column) replaced."""
+    corpus = small_corpus()
+    audio = corpus.features["audio"].copy()
+    for (split, row, column), value in change.items():
+        audio[corpus.rows(corpus.dialogues(split))[row]] = 0
+        audio[corpus.rows(corpus.dialogues(split))[row], column] = value
+    return replace(corpus, features={**corpus.features, "audio": audio})
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize("value", [3e30, -1e8])
+def test_a_value_far_from_the_others_is_named_before_any_work(split: str, value: float) -> None:
+    place = "small: audio, dialogue 'd.*', utterance .*: (3e[+]30|-1e[+]08) in column 4, where .*; mend it"
+    with pytest.raises(UserError, match=place):
+        Training(with_audio({(split, 2, 4): value}), small_config(), 0, CPU)
+
+
+def test_features_of_any_unit_and_sparse_ones_are_trained_on() -> None:
+    corpus = small_corpus()
+    audio = corpus.features["audio"] * np.float32([1e20, 1e-20, 1, 1, 1])
+    audio[:, 2] = np.where(np.arange(len(audio)) == 7, 5, 0)  # zero but once
+    audio[:, 3] = 1e6 + 1e-3 * corpus.features["audio"][:, 3]
+    training = trained(small_config(epochs=1), replace(corpus, features={**corpus.features, "audio": audio}))
+    assert all(np.isfinite(row["loss"]) for row in training.history)
 
 
 def test_a_test_set_without_labels_is_left_out_of_the_metrics() -> None:
