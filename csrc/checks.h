@@ -48,24 +48,26 @@ inline void check_float(const char* name, const Tensor& tensor) {
       ": expected float64, float32, bfloat16 or float16, got ", torch::headeronly::toString(type));
 }
 
-// `tensor` is on the device of `first`.
+// `tensor` is on the device of `first`. The CPU has the index -1.
 inline void check_device(const char* name, const Tensor& tensor, const Tensor& first) {
-  const bool cuda = first.is_cuda();
+  const auto index = first.get_device_index();
   STD_TORCH_CHECK(
-      tensor.is_cuda() == cuda && tensor.get_device_index() == first.get_device_index(), name,
-      ": expected a tensor on ", cuda ? "cuda:" + std::to_string(first.get_device_index()) : "the CPU");
+      tensor.get_device_index() == index, name, ": expected a tensor on ",
+      index < 0 ? "the CPU" : "cuda:" + std::to_string(index));
 }
 
 // The enumerator whose number is `value`, one of `choices`.
 template <class Enum>
 Enum checked(const char* name, int64_t value, std::initializer_list<Enum> choices) {
+  for (const Enum choice : choices) {
+    if (static_cast<int64_t>(choice) == value) {
+      return choice;
+    }
+  }
   std::string expected;
   for (const Enum* choice = choices.begin(); choice != choices.end(); ++choice) {
-    if (static_cast<int64_t>(*choice) == value) {
-      return *choice;
-    }
-    const bool last = choice + 1 == choices.end();
-    expected += (choice == choices.begin() ? "" : last ? " or " : ", ") + std::to_string(static_cast<int64_t>(*choice));
+    expected += choice == choices.begin() ? "" : choice + 1 == choices.end() ? " or " : ", ";
+    expected += std::to_string(static_cast<int64_t>(*choice));
   }
   STD_TORCH_CHECK(false, name, ": expected ", expected, ", got ", value);
 }

@@ -268,8 +268,9 @@ class TestOperator:
             pairs = zip(gradients(eager, *leaves), gradients(traced, *leaves), strict=True)
             assert all(torch.equal(one, other) for one, other in pairs)
 
-    def test_autocast_changes_nothing(self):
-        x, y = rows(50), torch.arange(50) % 3
+    @pytest.mark.parametrize("width", [24, 96])  # held in registers, and not
+    def test_autocast_changes_nothing(self, width):
+        x, y = rows(50, width), torch.arange(50) % 3
         plain = gradients(fused(x, y), x)
         with torch.autocast("cpu", torch.bfloat16):
             under = gradients(fused(x, y), x)

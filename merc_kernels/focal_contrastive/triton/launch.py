@@ -298,11 +298,12 @@ def _gradient(
 
 
 def _product(matrix: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
-    if matrix.dtype == dtype:
-        return torch.bmm(matrix, z)
-    if matrix.device.type == "cuda":
-        return torch.bmm(matrix, z, out_dtype=dtype)  # sums in 16 bits nowhere
-    return torch.bmm(matrix.to(dtype), z.to(dtype))
+    with torch.autocast(matrix.device.type, enabled=False):  # a backward pass may run inside it
+        if matrix.dtype == dtype:
+            return torch.bmm(matrix, z)
+        if matrix.device.type == "cuda":
+            return torch.bmm(matrix, z, out_dtype=dtype)  # sums in 16 bits nowhere
+        return torch.bmm(matrix.to(dtype), z.to(dtype))
 
 
 def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tensor, matrix_scale: Tensor | None) -> None:
