@@ -151,7 +151,8 @@ MERC_BOTH A zero_of(A mean) {
 // From a row's sums; js takes its two divergences from a sweep of their own.
 template <class A>
 MERC_BOTH RowStats<A> stats_of(const PairSums<A>& sums, bool student_is_x) {
-  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y), mean = sums.bracket / sums.z_x + nothing_of(log_x, log_y);
+  const A log_x = logarithm2(sums.z_x), log_y = logarithm2(sums.z_y),
+          mean = sums.bracket / sums.z_x + nothing_of(log_x, log_y);
   return {
       student_is_x ? sums.max_x : sums.max_y,
       student_is_x ? sums.max_y : sums.max_x,
