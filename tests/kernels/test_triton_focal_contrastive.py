@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import focal_contrastive_loss
-from tests.kernels import focal_cases, grid, inference, interpreted
+from tests.kernels import alive, focal_cases, grid, inference, interpreted
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -79,10 +79,27 @@ class TestValues:
         monkeypatch.setattr(host, "splits_of", one_tile)
         case = {"dtype": torch.float32, "gamma": 2.0, "normalize": True, "reduction": "mean"}
         case |= {"temperature": "learnable", "detach_focal": False}
-        for use, size in (("prototype anchors", (135, 66)), ("groups", (50, 66)), ("prototype anchors", (70, 20))):
+        sizes = {
+            "prototype anchors": ((135, 66), (70, 20)),
+            "groups": ((50, 66),),
+            "groups that share all": ((50, 66),),
+        }
+        for use, size in ((use, size) for use, some in sizes.items() for size in some):
             for focal in ("similarity", "probability"):
                 options = focal_cases.build({**case, "focal": focal, "use": use, "size": size})
                 focal_cases.check(options, fused, short_rows=True)
+
+    def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import launch as host
+
+        n, width, a_strip = 400, 66, 128
+        monkeypatch.setattr(host, "_STRIP_BYTES", 4 * a_strip * n)
+        x = rows(n, width)
+        loss = fused(x, torch.arange(n) % 3)
+        with alive.counted() as most:
+            loss.backward()
+        strip, unpacked, stats = a_strip * n, a_strip * width, 4 * n
+        assert most() <= 4 * (n * width + strip + unpacked + stats)
 
 
 LABELS = {

@@ -12,6 +12,9 @@ A new number of rows compiles nothing: tiles depend on the dtype and on the widt
 programs where the rows alone would leave processors idle.
 """
 
+import itertools
+import math
+
 import torch
 import triton
 from torch import Tensor
@@ -209,11 +212,8 @@ def backward(
             of_tau = temperature_wanted and source is not None and source.first < call.anchors
             if source is None or source.rows == 0 or not (result.numel() or of_tau):
                 continue
-            dz = _gradient(
-                call, source, z, index, scaled_stats, matrix_scale, result.numel() > 0, taus if of_tau else None
-            )
-            if dz is not None:
-                _unpack(call, source, result, dz, norms, matrix_scale)
+            out = result if result.numel() else None
+            _gradient(call, source, z, norms, index, scaled_stats, matrix_scale, out, taus if of_tau else None)
         if taus:
             dtau = torch.cat(taus).sum(dtype=torch.float64).to(call.dtype)
     return results[0], results[1], results[2], dtau
@@ -223,13 +223,14 @@ def _gradient(
     call: Call,
     source: Source,
     z: Tensor,
+    norms: Tensor,
     index: Tensor,
     scaled_stats: Tensor,
     matrix_scale: Tensor | None,
-    of_rows: bool,
+    result: Tensor | None,
     taus: list[Tensor] | None,
-) -> Tensor | None:
-    """Partial sums of tau dZ of a source, (splits, G, rows, D), where wanted; adds to ``taus``."""
+) -> None:
+    """Fills the gradient of a source, where wanted, and adds to ``taus``."""
     # An anchor meets the candidates, a candidate the anchors.
     first = 0 if source.first >= call.first_candidate else call.first_candidate
     columns = (call.total if source.first < call.anchors else call.anchors) - first
@@ -274,42 +275,70 @@ def _gradient(
             **call.variant.constants(),
         )
 
+    whole = (call.groups, source.rows, call.width)
     if columns == 0:
-        return z.new_zeros((1, call.groups, source.rows, call.width), dtype=call.dtype) if of_rows else None
+        if result is not None:
+            _unpack(call, source, result, z.new_zeros((1, *whole), dtype=call.dtype), norms, matrix_scale, 0, 0)
+        return
     if in_registers:
         blocks = call.groups * triton.cdiv(source.rows, tile.rows)
         splits, tiles = splits_of(blocks, columns, tile, call.device, waves=2)
-        dz = z.new_empty((splits, call.groups, source.rows, call.width), dtype=call.dtype) if of_rows else None
+        dz = None if result is None else z.new_empty((splits, *whole), dtype=call.dtype)
         launch(dz, 0, source.rows, 0, call.groups, splits, tiles)
-        return dz
-    dz = z.new_empty((1, call.groups, source.rows, call.width), dtype=call.dtype) if of_rows else None
+        if result is not None and dz is not None:
+            _unpack(call, source, result, dz, norms, matrix_scale, 0, 0)
+        return
     splits = triton.cdiv(columns, tile.columns)
     fitting = max(128, _STRIP_BYTES // (columns * z.itemsize))  # rows of a strip
-    groups, rows = max(1, fitting // source.rows), min(source.rows, fitting // 128 * 128)
-    for group in range(0, call.groups, groups):
-        some = min(groups, call.groups - group)
-        for row in range(0, source.rows, rows):
-            strip = z.new_empty((some, min(rows, source.rows - row), columns)) if of_rows else None
-            launch(strip, row, min(rows, source.rows - row), group, some, splits, 1)
-            if strip is not None and dz is not None:
-                factor = z[group : group + some, first : first + columns]
-                dz[0, group : group + some, row : row + rows] = _product(strip, factor, call.dtype)
-    return dz
+    groups, rows = min(call.groups, max(1, fitting // source.rows)), min(source.rows, fitting // 128 * 128)
+    shared = source.x.dim() == 2  # by the groups: a row is unpacked once all of them are there
+    matrix = dz = None
+    if result is not None:
+        matrix = z.new_empty((groups * rows * columns,))
+        dz = z.new_empty(((call.groups if shared else groups) * rows * call.width,), dtype=call.dtype)
+    for row, group in itertools.product(range(0, source.rows, rows), range(0, call.groups, groups)):
+        count, some = min(rows, source.rows - row), min(groups, call.groups - group)
+        strip = None if matrix is None else _front(matrix, some, count, columns)
+        launch(strip, row, count, group, some, splits, 1)
+        if result is None or strip is None or dz is None:
+            continue
+        gradient = _front(dz, call.groups if shared else some, count, call.width)
+        factor = z[group : group + some, first : first + columns]
+        _product(strip, factor, gradient[group : group + some] if shared else gradient)
+        if not shared or group + some == call.groups:
+            _unpack(call, source, result, gradient[None], norms, matrix_scale, row, 0 if shared else group)
 
 
-def _product(matrix: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+def _front(memory: Tensor, *shape: int) -> Tensor:
+    """The beginning of it in this shape."""
+    return memory[: math.prod(shape)].view(shape)
+
+
+def _product(matrix: Tensor, z: Tensor, out: Tensor) -> None:
     with torch.autocast(matrix.device.type, enabled=False):  # a backward pass may run inside it
-        if matrix.dtype == dtype:
-            return torch.bmm(matrix, z)
-        if matrix.device.type == "cuda":
-            return torch.bmm(matrix, z, out_dtype=dtype)  # sums in 16 bits nowhere
-        return torch.bmm(matrix.to(dtype), z.to(dtype))
+        if matrix.dtype == out.dtype:
+            torch.bmm(matrix, z, out=out)
+        elif matrix.device.type == "cuda":
+            torch.bmm(matrix, z, out_dtype=out.dtype, out=out)  # sums in 16 bits nowhere
+        else:
+            torch.bmm(matrix.to(out.dtype), z.to(out.dtype), out=out)
 
 
-def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tensor, matrix_scale: Tensor | None) -> None:
+def _unpack(
+    call: Call,
+    source: Source,
+    result: Tensor,
+    dz: Tensor,
+    norms: Tensor,
+    matrix_scale: Tensor | None,
+    row: int,
+    group: int,
+) -> None:
+    """The gradient of some rows of a source, from ``row`` and ``group`` on: as many as ``dz`` (splits, G, rows, D)."""
+    splits, groups, rows, _ = dz.shape
     tile = row_tile(call.width)
     shared = source.x.dim() == 2
-    unpack_kernel[row_programs(source.rows, tile["BLOCK_N"], 1 if shared else call.groups)](
+    unpack_kernel[row_programs(rows, tile["BLOCK_N"], 1 if shared else groups)](
         result,
         dz,
         source.x,
@@ -317,11 +346,14 @@ def _unpack(call: Call, source: Source, result: Tensor, dz: Tensor, norms: Tenso
         call.temperature,
         matrix_scale,
         *source.strides(),
+        rows,
+        row,
         source.rows,
         source.first,
         call.total,
-        call.groups,
-        dz.shape[0],
+        group,
+        groups,
+        splits,
         call.width,
         bits(call.options.temperature),
         SHARED=shared,

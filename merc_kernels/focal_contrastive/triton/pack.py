@@ -250,19 +250,34 @@ def scaled_stats_kernel(
     tl.store(target + 3 * total, a, mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "first", "total", "groups", "splits", "temperature"])
+@triton.jit(
+    do_not_specialize=[
+        "rows",
+        "row_first",
+        "source_rows",
+        "first",
+        "total",
+        "first_group",
+        "groups",
+        "splits",
+        "temperature",
+    ]
+)
 def unpack_kernel(
-    out_ptr,  # (rows, D) or (G, rows, D)
+    out_ptr,  # (source_rows, D) or (all groups, source_rows, D)
     dz_ptr,  # (splits, G, rows, D): tau dZ, times `scale`
     x_ptr,
-    norms_ptr,  # (G, T)
+    norms_ptr,  # (all groups, T)
     temperature_ptr,
     matrix_scale_ptr,
     stride_xg,
     stride_xn,
-    rows,
+    rows,  # of dz, a part of the source's
+    row_first,
+    source_rows,
     first,
     total,
+    first_group,
     groups,
     splits,
     width,
@@ -279,12 +294,13 @@ def unpack_kernel(
     n = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     lane = tl.arange(0, BLOCK_D)
     inside = (n < rows)[:, None] & (lane < width)[None, :]
-    start = group.to(tl.int64)
+    start = group.to(tl.int64) + first_group
     stop = groups if SHARED else group + 1
-    x_ptr += (start * stride_xg + n * stride_xn)[:, None] + lane[None, :]
+    x_ptr += (start * stride_xg + (row_first + n) * stride_xn)[:, None] + lane[None, :]
+    norms_ptr += first_group.to(tl.int64) * total + first + row_first
     total_grad = tl.zeros([BLOCK_N, BLOCK_D], dtype)
     while group < stop:
-        norm = tl.load(norms_ptr + group.to(tl.int64) * total + first + n, mask=n < rows, other=0.0)[:, None]
+        norm = tl.load(norms_ptr + group.to(tl.int64) * total + n, mask=n < rows, other=0.0)[:, None]
         kept = inside & (norm != 0)
         dz = tl.zeros([BLOCK_N, BLOCK_D], dtype)
         split = splits * 0
@@ -300,4 +316,5 @@ def unpack_kernel(
     factor = 1 / scalar(temperature_ptr, temperature, dtype)
     if matrix_scale_ptr is not None:
         factor /= tl.load(matrix_scale_ptr)
-    tl.store(out_ptr + ((start * rows + n) * width)[:, None] + lane[None, :], total_grad * factor, mask=inside)
+    row = start * source_rows + row_first + n
+    tl.store(out_ptr + (row * width)[:, None] + lane[None, :], total_grad * factor, mask=inside)
