@@ -92,7 +92,7 @@ class TestValues:
     def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch):
         from merc_kernels.focal_contrastive.triton import launch as host
 
-        n, width, a_strip = 400, 66, 128
+        n, width, a_strip = 416, 66, 128  # whole tiles
         monkeypatch.setattr(host, "_STRIP_BYTES", 4 * a_strip * n)
         x = rows(n, width)
         loss = fused(x, torch.arange(n) % 3)

@@ -95,7 +95,7 @@ def _weights(
 
 @triton.jit(do_not_specialize=PER_CALL)
 def pair_gradient_kernel(
-    out_ptr,  # (splits, G, rows, D): tau dZ; with MATRIX (G, rows, columns): W + W'; or None
+    out_ptr,  # (splits, G, rows, D): tau dZ; with MATRIX (G, rows, columns of whole tiles): W + W'; or None
     tau_ptr,  # (programs,), or None
     row_z_ptr,  # (G, row_total, D)
     row_label_ptr,
@@ -188,8 +188,9 @@ def pair_gradient_kernel(
                 dtau += tl.sum(w * some, 1)
             m = (m * matrix_scale).to(row_z_ptr.dtype.element_ty)
             if MATRIX and out_ptr is not None:
-                target = out_ptr + ((group * rows + i) * columns)[:, None] + j[None, :]
-                tl.store(target, m, mask=(i < rows)[:, None] & (j < columns)[None, :])
+                stride = splits * tiles * BLOCK_M  # Triton sees a multiple of it: 16 bytes at a time
+                target = out_ptr + ((group * rows + i) * stride)[:, None] + j[None, :]
+                tl.store(target, m, mask=(i < rows)[:, None])
             ms += (m,)  # type: ignore[assignment]
         if not MATRIX and out_ptr is not None:
             dz = dot(whole(ms, PARTS), column_z, dz, PRECISION)
