@@ -102,6 +102,26 @@ class TestValues:
         assert most() <= 4 * (n * width + strip + unpacked + stats)
 
 
+@pytest.mark.usefixtures("_truncated")
+class TestTf32:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("width", [48, 96])  # held in registers, and not
+    def test_factors_are_rounded_to_the_nearest(self, width):
+        centres, labels = torch.randn(4, width), torch.arange(64) % 4
+        x = (centres[labels] + torch.randn(64, width)).requires_grad_()  # clustered: errors add up
+        exact = x.detach().double().requires_grad_()
+        value, of = gradients(fused(x, labels, temperature=0.3), x)
+        truth, of_exact = gradients(focal_contrastive_loss(exact, labels, temperature=0.3, backend="reference"), exact)
+        assert (value - truth).abs() < 2e-4 * truth
+        assert (of - of_exact).norm() < 5e-4 * of_exact.norm()
+
+    def test_what_is_spoilt_stays_spoilt(self):
+        x = rows(20, 48).detach()
+        x.view(torch.int32)[3] = -1  # a NaN of all bits
+        assert fused(x, torch.arange(20) % 3).isnan()
+
+
 LABELS = {
     "one class": torch.zeros(9, dtype=torch.int64),
     "all distinct": torch.arange(9),

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from merc_kernels._shared.triton.scalars import double
-from merc_kernels.focal_contrastive.triton.pack import LN2, NEVER, log2_per_tau, scalar
+from merc_kernels.focal_contrastive.triton.pack import LN2, NEVER, factor_of, log2_per_tau, scalar
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
     dot,
@@ -186,7 +186,7 @@ def pair_gradient_kernel(
             m, w = _weights(some, alike, other, row, column, to_score, tau, power, SIMILARITY, DETACH, POWER, BOUNDED)
             if tau_ptr is not None:
                 dtau += tl.sum(w * some, 1)
-            m = (m * matrix_scale).to(row_z_ptr.dtype.element_ty)
+            m = factor_of((m * matrix_scale).to(row_z_ptr.dtype.element_ty), PRECISION)
             if MATRIX and out_ptr is not None:
                 stride = splits * tiles * BLOCK_M  # Triton sees a multiple of it: 16 bytes at a time
                 target = out_ptr + ((group * rows + i) * stride)[:, None] + j[None, :]

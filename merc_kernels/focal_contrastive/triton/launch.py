@@ -8,6 +8,7 @@ in registers with their gradient (`held_tile`). Wider ones have W + W' written s
 product multiplies it by Z: the scores are then computed once, whatever the width.
 
 A float32 product is what torch.matmul would make of it: tf32 where torch.backends.cuda.matmul allows it, else IEEE.
+Tensor cores cut a float32 factor to tf32: z and W + W' are rounded to it before.
 A new number of rows compiles nothing: tiles depend on the dtype and on the width alone. Columns are split among more
 programs where the rows alone would leave processors idle.
 """
@@ -93,6 +94,7 @@ def forward(
                     classes,
                     options.ignore_index,
                     NORMALIZE=options.normalize,
+                    PRECISION=call.variant.precision,
                     **tile,
                 )
         if classes < 0:
