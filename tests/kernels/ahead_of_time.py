@@ -102,8 +102,10 @@ def _linear() -> Iterator[Configuration]:
             arguments: dict[str, Any] = {**contrastive.row_tile(width)} | {"NORMALIZE": normalize, "SHARED": some}
             arguments |= {} if packed == torch.float16 else {"matrix_scale_ptr": None}
             arguments |= {} if some else {"labels_ptr": None, "temperature_ptr": None}
-            for kernel in (of_rows.pack_kernel, of_rows.unpack_kernel):
-                yield _configuration(kernel, accumulate, pointees, arguments, aligned)
+            for precision in ("ieee", "tf32") if packed == torch.float32 else ("ieee",):
+                packing = arguments | {"PRECISION": precision}
+                yield _configuration(of_rows.pack_kernel, accumulate, pointees, packing, aligned)
+            yield _configuration(of_rows.unpack_kernel, accumulate, pointees, arguments, aligned)
 
 
 def _variants(dtype: torch.dtype) -> Iterator[contrastive.Variant]:

@@ -110,3 +110,26 @@ def _poisoned(monkeypatch):
         return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << 40)
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
+
+
+@pytest.fixture
+def _truncated(monkeypatch):
+    """Products take tf32 and cut their factors to it, as tensor cores do; the interpreter's and `torch.bmm`."""
+    triton = pytest.importorskip("triton")
+    interpreter = triton.runtime.interpreter
+    builder, bmm = interpreter.InterpreterBuilder, torch.bmm
+    product = builder.create_dot
+
+    def cut(x):
+        return (x.contiguous().view(torch.int32) & -0x2000).view(torch.float32)
+
+    def of_cut(self, a, b, *options):
+        pair = (interpreter.TensorHandle(cut(torch.from_numpy(x.data.copy())).numpy(), x.dtype.scalar) for x in (a, b))
+        return product(self, *pair, *options)
+
+    monkeypatch.setattr(builder, "create_dot", of_cut)
+    monkeypatch.setattr(torch, "bmm", lambda a, b, **options: bmm(cut(a), cut(b), **options))
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before

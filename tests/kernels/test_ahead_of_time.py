@@ -49,16 +49,22 @@ def representatives(operator: str, architecture: int) -> list[int]:
     return sorted(set(chosen.values()))
 
 
-def problem(operator: str, position: int, architecture: int) -> str | None:
-    """What is wrong with a configuration once it is compiled."""
-    configuration = configurations(operator)[position]
+def compiled_in(folder: str, configuration, architecture: int):
+    """What Triton makes of a configuration."""
     source = triton.compiler.ASTSource(
         configuration.kernel, configuration.signature, configuration.constants, configuration.attributes
     )
     target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", folder)
-        compiled = triton.compile(source, target=target, options=configuration.options)
+        return triton.compile(source, target=target, options=configuration.options)
+
+
+def problem(operator: str, position: int, architecture: int) -> str | None:
+    """What is wrong with a configuration once it is compiled."""
+    configuration = configurations(operator)[position]
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = compiled_in(folder, configuration, architecture)
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         tool = triton.knobs.nvidia.cuobjdump.path
@@ -103,3 +109,12 @@ class TestCompiles:
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_every_configuration(self, operator, architecture):
         assert problems(operator, launched(operator, architecture), architecture) == []
+
+    @pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
+    def test_wide_rows_have_their_matrix_stored_16_bytes_at_a_time(self, dtype, tmp_path):
+        plain = {"MATRIX": True, "SIMILARITY": True, "DETACH": True, "POWER": 2, "BOUNDED": True, "PRECISION": "ieee"}
+        for configuration in configurations("focal_contrastive"):
+            of_it = configuration.constants.items() >= plain.items() and configuration.signature["out_ptr"] == dtype
+            if of_it and 90 in configuration.architectures:
+                code = compiled_in(str(tmp_path), configuration, 90).asm["ptx"]
+                assert set(re.findall(r"st\.global\S*", code)) == {"st.global.v4.b32"}

@@ -92,7 +92,7 @@ class TestValues:
     def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch):
         from merc_kernels.focal_contrastive.triton import launch as host
 
-        n, width, a_strip = 400, 66, 128
+        n, width, a_strip = 416, 66, 128  # whole tiles
         monkeypatch.setattr(host, "_STRIP_BYTES", 4 * a_strip * n)
         x = rows(n, width)
         loss = fused(x, torch.arange(n) % 3)
@@ -100,6 +100,26 @@ class TestValues:
             loss.backward()
         strip, unpacked, stats = a_strip * n, a_strip * width, 4 * n
         assert most() <= 4 * (n * width + strip + unpacked + stats)
+
+
+@pytest.mark.usefixtures("_truncated")
+class TestTf32:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("width", [48, 96])  # held in registers, and not
+    def test_factors_are_rounded_to_the_nearest(self, width):
+        centres, labels = torch.randn(4, width), torch.arange(64) % 4
+        x = (centres[labels] + torch.randn(64, width)).requires_grad_()  # clustered: errors add up
+        exact = x.detach().double().requires_grad_()
+        value, of = gradients(fused(x, labels, temperature=0.3), x)
+        truth, of_exact = gradients(focal_contrastive_loss(exact, labels, temperature=0.3, backend="reference"), exact)
+        assert (value - truth).abs() < 2e-4 * truth
+        assert (of - of_exact).norm() < 5e-4 * of_exact.norm()
+
+    def test_what_is_spoilt_stays_spoilt(self):
+        x = rows(20, 48).detach()
+        x.view(torch.int32)[3] = -1  # a NaN of all bits
+        assert fused(x, torch.arange(20) % 3).isnan()
 
 
 LABELS = {

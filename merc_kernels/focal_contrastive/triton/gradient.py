@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from merc_kernels._shared.triton.scalars import double
-from merc_kernels.focal_contrastive.triton.pack import LN2, NEVER, log2_per_tau, scalar
+from merc_kernels.focal_contrastive.triton.pack import LN2, NEVER, factor_of, log2_per_tau, scalar
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
     dot,
@@ -95,7 +95,7 @@ def _weights(
 
 @triton.jit(do_not_specialize=PER_CALL)
 def pair_gradient_kernel(
-    out_ptr,  # (splits, G, rows, D): tau dZ; with MATRIX (G, rows, columns): W + W'; or None
+    out_ptr,  # (splits, G, rows, D): tau dZ; with MATRIX (G, rows, columns of whole tiles): W + W'; or None
     tau_ptr,  # (programs,), or None
     row_z_ptr,  # (G, row_total, D)
     row_label_ptr,
@@ -186,10 +186,11 @@ def pair_gradient_kernel(
             m, w = _weights(some, alike, other, row, column, to_score, tau, power, SIMILARITY, DETACH, POWER, BOUNDED)
             if tau_ptr is not None:
                 dtau += tl.sum(w * some, 1)
-            m = (m * matrix_scale).to(row_z_ptr.dtype.element_ty)
+            m = factor_of((m * matrix_scale).to(row_z_ptr.dtype.element_ty), PRECISION)
             if MATRIX and out_ptr is not None:
-                target = out_ptr + ((group * rows + i) * columns)[:, None] + j[None, :]
-                tl.store(target, m, mask=(i < rows)[:, None] & (j < columns)[None, :])
+                stride = splits * tiles * BLOCK_M  # Triton sees a multiple of it: 16 bytes at a time
+                target = out_ptr + ((group * rows + i) * stride)[:, None] + j[None, :]
+                tl.store(target, m, mask=(i < rows)[:, None])
             ms += (m,)  # type: ignore[assignment]
         if not MATRIX and out_ptr is not None:
             dz = dot(whole(ms, PARTS), column_z, dz, PRECISION)

@@ -8,6 +8,7 @@ in registers with their gradient (`held_tile`). Wider ones have W + W' written s
 product multiplies it by Z: the scores are then computed once, whatever the width.
 
 A float32 product is what torch.matmul would make of it: tf32 where torch.backends.cuda.matmul allows it, else IEEE.
+Tensor cores cut a float32 factor to tf32: z and W + W' are rounded to it before.
 A new number of rows compiles nothing: tiles depend on the dtype and on the width alone. Columns are split among more
 programs where the rows alone would leave processors idle.
 """
@@ -93,6 +94,7 @@ def forward(
                     classes,
                     options.ignore_index,
                     NORMALIZE=options.normalize,
+                    PRECISION=call.variant.precision,
                     **tile,
                 )
         if classes < 0:
@@ -289,22 +291,23 @@ def _gradient(
             _unpack(call, source, result, dz, norms, matrix_scale, 0, 0)
         return
     splits = triton.cdiv(columns, tile.columns)
-    fitting = max(128, _STRIP_BYTES // (columns * z.itemsize))  # rows of a strip
+    stride = splits * tile.columns  # of a row of the matrix, which is whole tiles
+    fitting = max(128, _STRIP_BYTES // (stride * z.itemsize))  # rows of a strip
     groups, rows = min(call.groups, max(1, fitting // source.rows)), min(source.rows, fitting // 128 * 128)
     shared = source.x.dim() == 2  # by the groups: a row is unpacked once all of them are there
     matrix = dz = None
     if result is not None:
-        matrix = z.new_empty((groups * rows * columns,))
+        matrix = z.new_empty((groups * rows * stride,))
         dz = z.new_empty(((call.groups if shared else groups) * rows * call.width,), dtype=call.dtype)
     for row, group in itertools.product(range(0, source.rows, rows), range(0, call.groups, groups)):
         count, some = min(rows, source.rows - row), min(groups, call.groups - group)
-        strip = None if matrix is None else _front(matrix, some, count, columns)
+        strip = None if matrix is None else _front(matrix, some, count, stride)
         launch(strip, row, count, group, some, splits, 1)
         if result is None or strip is None or dz is None:
             continue
         gradient = _front(dz, call.groups if shared else some, count, call.width)
         factor = z[group : group + some, first : first + columns]
-        _product(strip, factor, gradient[group : group + some] if shared else gradient)
+        _product(strip[..., :columns], factor, gradient[group : group + some] if shared else gradient)
         if not shared or group + some == call.groups:
             _unpack(call, source, result, gradient[None], norms, matrix_scale, row, 0 if shared else group)
 

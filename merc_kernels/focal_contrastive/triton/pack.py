@@ -3,7 +3,7 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
 r"""What the focal contrastive loss does a row at a time, in Triton: linear work around the pairs of rows.
 
-    pack      z = x / |x|, 1 / |x|, the label
+    pack      z = x / |x|, rounded to what products take, 1 / |x|, the label
     rank      labels of 64 bits as numbers of 32, which is what the pairs compare; -1 where a row is not kept
     finish    from the partial sums of `pair_sums_kernel`:  L = m + log2 E,  H = sum h,  Q = sum h (s - m):
               value = H log2 E - Q (similarity), or summed as it is (probability);  a = w / |P|,  loss = a value
@@ -50,6 +50,15 @@ def root(x):
 
 
 @triton.jit
+def factor_of(x, PRECISION: tl.constexpr):
+    """What a product is given of x: a tensor core cuts float32 to the 10 bits of tf32, so it is rounded before."""
+    if x.dtype == tl.float32 and PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True)
+        x = tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)  # a NaN might carry over
+    return x
+
+
+@triton.jit
 def log2_per_tau(pointer, bits, dtype: tl.constexpr):
     """log2(e) / tau, rounded once: an error in it is one of every score."""
     tau = double(bits)
@@ -75,6 +84,7 @@ def pack_kernel(
     classes: tl.int64,  # -1 where any label is a class
     ignore_index: tl.int64,
     NORMALIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -101,7 +111,8 @@ def pack_kernel(
         x = divided(x, length[:, None])
         norm = tl.where(nonzero, divided(norm, length * size), 0.0)
     row = g * total + first + n
-    tl.store(z_ptr + (row * width)[:, None] + lane[None, :], x, mask=inside[:, None] & (lane < width)[None, :])
+    z = factor_of(x.to(z_ptr.dtype.element_ty), PRECISION)
+    tl.store(z_ptr + (row * width)[:, None] + lane[None, :], z, mask=inside[:, None] & (lane < width)[None, :])
     tl.store(norms_ptr + row, norm, mask=inside)
     tl.store(index_ptr + row, tl.where(kept, label, tl.where(classes < 0, ignore_index, -1)), mask=inside)
 
