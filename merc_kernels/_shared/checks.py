@@ -91,9 +91,27 @@ def _fits(size: torch.Size, shape: Shape) -> bool:
     return True
 
 
+def untyped(*values: Tensor | None) -> tuple[Any, ...]:
+    """The values; tensors of a subclass that only names them, as fastai's, as the plain tensors that they are."""
+    for value in values:  # a plain loop: small batches feel every microsecond
+        if value is not None and type(value) not in _PLAIN:
+            return tuple([_untyped(value) for value in values])
+    return values
+
+
+def _untyped(value: Any) -> Any:
+    if type(value) in _PLAIN or not isinstance(value, Tensor):
+        return value
+    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # it decides what operators do
+        return value
+    if torch.compiler.is_compiling():  # torch.compile knows no way to a plain one
+        return value
+    return Tensor.as_subclass(value, Tensor)
+
+
 def eager(*values: Tensor | None) -> bool:
     """Whether all that are there are plain tensors with elements: nothing is traced, transformed or faked."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch_private.tracing_state() is not None:
         return False
     for value in values:
         if value is not None and (type(value) not in _PLAIN or torch_private.is_wrapped(value)):

@@ -2,11 +2,13 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+T = TypeVar("T")
 
 
 def _find(path: str) -> Any:
@@ -39,6 +41,8 @@ FALLBACKS: dict[str, Any] = {
     "past_autograd": contextlib.nullcontext,  # inside an autograd.Function the registered autograd is idle
     "modes": lambda: 1,  # there may be one
     "key_sets": {},
+    "tracing_state": lambda: torch.jit.is_tracing() or None,
+    "set_tracing_state": lambda state: None,  # torch.jit.trace then warns of what the checks read
 }
 transform: Callable[[], Any] = _find("_C._functorch.peek_interpreter_stack") or FALLBACKS["transform"]
 """The torch.func transform at work, or None."""
@@ -49,11 +53,27 @@ past_autograd: Callable[[], Any] = _find("_C._AutoDispatchBelowAutograd") or FAL
 modes: Callable[[], int] = _find("_C._len_torch_dispatch_stack") or FALLBACKS["modes"]
 """How many modes want to see what operators run."""
 key_sets: dict[str, Any] = _key_sets()
+tracing_state: Callable[[], Any] = _find("_C._get_tracing_state") or FALLBACKS["tracing_state"]
+"""What `torch.jit.trace` has recorded; None where it is not at work."""
+set_tracing_state: Callable[[Any], None] = _find("_C._set_tracing_state") or FALLBACKS["set_tracing_state"]
+"""Have `torch.jit.trace` record there; None: nowhere."""
 
 
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode autograd is at work: fused operators have neither."""
     return transform() is not None or getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def untraced(function: Callable[[], T]) -> T:
+    """``function()``, unseen by `torch.jit.trace`: sizes are numbers there, and tensors may be read."""
+    state = tracing_state()
+    if state is None:
+        return function()
+    set_tracing_state(None)
+    try:
+        return function()
+    finally:
+        set_tracing_state(state)
 
 
 def below_autograd(operator: Any) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ def class_balanced_weights(class_counts: Sequence[float] | Tensor, alpha: float 
             only under ``MERC_CHECK=1``); an alpha that is negative.
     """
     checks.number("alpha", alpha)
+    (class_counts,) = checks.untyped(class_counts)
     if not isinstance(class_counts, Tensor) and hasattr(class_counts, "tolist"):  # an array
         class_counts = class_counts.tolist()
     _check(class_counts)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from merc_kernels._shared import backends, checks
+from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
 from merc_kernels._shared.ordinary import ordinary
@@ -165,13 +165,16 @@ def _loss(
     backend: str | None,
 ) -> Tensor:
     """The loss on the backend that is chosen; of the temperatures the tensor counts, where it is there."""
-    tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature)
-    inputs.check(*tensors, options)
+    tensors = checks.untyped(embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature)
 
     def call() -> backends.Call:
         return trial.call(focal_contrastive_loss, *tensors, options)
 
-    name = backends.choose(backend, "focal_contrastive", embeddings, call)
+    def chosen() -> str:
+        inputs.check(*tensors, options)
+        return backends.choose(backend, "focal_contrastive", tensors[0], call)
+
+    name = torch_private.untraced(chosen)
     if name == "reference":
         e, y, prototypes, refs, names, weights, temperature = ordinary(*tensors)
         return reference.focal_contrastive_loss(e, y, prototypes, refs, names, weights, temperature, options)

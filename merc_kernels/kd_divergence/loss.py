@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from merc_kernels._shared import backends
+from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
 from merc_kernels._shared.ordinary import ordinary
@@ -138,13 +138,16 @@ def _divergence(
     backend: str | None,
 ) -> Tensor:
     """The divergence on the backend that is chosen; of the temperatures the tensor counts, where it is there."""
-    tensors = (student_logits, teacher_logits, temperature, labels, row_weights)
-    inputs.check(*tensors, options)
+    tensors = checks.untyped(student_logits, teacher_logits, temperature, labels, row_weights)
 
     def call() -> backends.Call:
         return trial.call(kd_divergence, *tensors, options)
 
-    name = backends.choose(backend, "kd_divergence", student_logits, call)
+    def chosen() -> str:
+        inputs.check(*tensors, options)
+        return backends.choose(backend, "kd_divergence", tensors[0], call)
+
+    name = torch_private.untraced(chosen)
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
         student, teacher, temperature, labels, row_weights = ordinary(*tensors)
         return reference.kd_divergence(student, teacher, temperature, labels, row_weights, options)

@@ -83,7 +83,8 @@ def kd_divergence(
     backend: str,
 ) -> Tensor:
     """`merc_kernels.kd_divergence` on a fused backend, of tensors that were checked."""
-    if teacher.requires_grad and not options.teacher_grad:
+    traced = torch_private.tracing_state() is not None  # torch.jit.trace: what it keeps may be called in any way
+    if not options.teacher_grad and (teacher.requires_grad or traced):
         teacher = teacher.detach()
     if temperature is not None or row_weights is not None:
         if accumulate(temperature, row_weights) == torch.float64:
@@ -93,6 +94,8 @@ def kd_divergence(
         row_weights = None if row_weights is None else row_weights.detach().to(dtype)
     tensors = (student, teacher, temperature, labels, row_weights)
     plain = checks.eager(*tensors)
+    if traced:
+        return _operator(backend, plain, tensors, (*options.numbers, _STATS))
     wanted = torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)
     if not torch.is_grad_enabled() or (plain and backend == "cpu" and not wanted):
         return _operator(backend, plain, tensors, (*options.numbers, _NOTHING))

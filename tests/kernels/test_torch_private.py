@@ -17,6 +17,8 @@ NAMES = {
     "past_autograd": "_AutoDispatchBelowAutograd",
     "modes": "_len_torch_dispatch_stack",
     "key_sets": "DispatchKeySet",
+    "tracing_state": "_get_tracing_state",
+    "set_tracing_state": "_set_tracing_state",
 }
 
 
