@@ -91,7 +91,7 @@ def _fits(size: torch.Size, shape: Shape) -> bool:
     return True
 
 
-def untyped(*values: Tensor | None) -> tuple[Any, ...]:
+def untyped(*values: Any) -> tuple[Any, ...]:
     """The values; tensors of a subclass that only names them, as fastai's, as the plain tensors that they are."""
     for value in values:  # a plain loop: small batches feel every microsecond
         if value is not None and type(value) not in _PLAIN:

@@ -41,7 +41,7 @@ FALLBACKS: dict[str, Any] = {
     "past_autograd": contextlib.nullcontext,  # inside an autograd.Function the registered autograd is idle
     "modes": lambda: 1,  # there may be one
     "key_sets": {},
-    "tracing_state": lambda: torch.jit.is_tracing() or None,
+    "tracing_state": lambda: torch.jit.is_tracing() or None,  # type: ignore[attr-defined, no-untyped-call]
     "set_tracing_state": lambda state: None,  # torch.jit.trace then warns of what the checks read
 }
 transform: Callable[[], Any] = _find("_C._functorch.peek_interpreter_stack") or FALLBACKS["transform"]

@@ -165,14 +165,17 @@ def _loss(
     backend: str | None,
 ) -> Tensor:
     """The loss on the backend that is chosen; of the temperatures the tensor counts, where it is there."""
-    tensors = checks.untyped(embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature)
+    embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature = checks.untyped(
+        embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature
+    )
+    tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature)
 
     def call() -> backends.Call:
         return trial.call(focal_contrastive_loss, *tensors, options)
 
     def chosen() -> str:
         inputs.check(*tensors, options)
-        return backends.choose(backend, "focal_contrastive", tensors[0], call)
+        return backends.choose(backend, "focal_contrastive", embeddings, call)
 
     name = torch_private.untraced(chosen)
     if name == "reference":

@@ -138,14 +138,17 @@ def _divergence(
     backend: str | None,
 ) -> Tensor:
     """The divergence on the backend that is chosen; of the temperatures the tensor counts, where it is there."""
-    tensors = checks.untyped(student_logits, teacher_logits, temperature, labels, row_weights)
+    student_logits, teacher_logits, temperature, labels, row_weights = checks.untyped(
+        student_logits, teacher_logits, temperature, labels, row_weights
+    )
+    tensors = (student_logits, teacher_logits, temperature, labels, row_weights)
 
     def call() -> backends.Call:
         return trial.call(kd_divergence, *tensors, options)
 
     def chosen() -> str:
         inputs.check(*tensors, options)
-        return backends.choose(backend, "kd_divergence", tensors[0], call)
+        return backends.choose(backend, "kd_divergence", student_logits, call)
 
     name = torch_private.untraced(chosen)
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
