@@ -51,7 +51,7 @@ def passed(backend: str, operator: str, loss: Loss, problem: Callable[[], Proble
                     warnings.warn(
                         f"merc_kernels: plain PyTorch takes the place of backend {backend!r} in {operator} "
                         f"({', '.join(map(str, key))}): {trouble}; merc info --check tries every kernel",
-                        stacklevel=6,
+                        stacklevel=8,
                     )
                 _outcomes[whole] = trouble
     return _outcomes[whole] is None
