@@ -1,11 +1,11 @@
 # make train       set up, train on the embedded corpus, print the metrics and where the report lies
 # make test        set up, run the tests that need no GPU
 # make test-full   the same with the whole grids
-# make check       ruff, mypy, import-linter
+# make check       ruff, clang-format, mypy, import-linter
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
 # make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, GPU tests, compute-sanitizer,
-#                  benchmarks; nine minutes; results go to RESULTS (benchmarks/results)
+#                  benchmarks; nine minutes; results go to RESULTS (benchmarks/results); PART=1 tests, PART=2 measures
 # make docs        the figure and the tables of README and docs, from benchmarks/results
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #
@@ -18,6 +18,7 @@ RESULTS ?= benchmarks/results
 
 VENV := .venv
 BIN := $(VENV)/bin
+CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .NOTPARALLEL: # one environment, so one thing at a time
@@ -26,11 +27,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
 
+# A worker a core, up to eight; in the order of the tests, a few at a time, so that what breaks first is seen first.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 4
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-full: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "full or not full"
+	$(PYTEST) -m "full or not full"
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --device cpu --minutes 9 --results $(RESULTS)
@@ -39,7 +43,7 @@ bench-quick: $(VENV)/.dev
 	$(BIN)/python -m benchmarks --device cpu --minutes 0.8 --quick
 
 gpu: # installs nothing
-	$(PYTHON) -m benchmarks.gpu --results $(RESULTS)
+	$(PYTHON) -m benchmarks.gpu --results $(RESULTS) $(if $(PART),--part $(PART))
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report --write
@@ -49,6 +53,7 @@ check: lint types imports
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
 types: $(VENV)/.dev
 	$(BIN)/mypy --strict
@@ -81,8 +86,7 @@ $(VENV)/.torch:
 
 $(VENV)/.model: EXTRA = model
 $(VENV)/.dev: EXTRA = dev
-# Files alone: of a folder that stands beside a .cpp of its name, make would build the one from the other.
-$(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*) $(VENV)/.torch
+$(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(CSRC) $(VENV)/.torch
 	@echo "Installing merc-kdc[$(EXTRA)] ..."
 	@touch $(VENV)/.unfinished
 	@$(PIP) --no-build-isolation --editable ".[$(EXTRA)]"

@@ -80,7 +80,7 @@ def extension():
         ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"),
         ("MERC_TORCH_TARGET", f'"{TORCH_TARGET}"'),
     ]
-    sources = ["csrc/module.cpp", "csrc/library.cpp", *map(str, sorted(Path("csrc/cpu").glob("*.cpp")))]
+    sources = ["csrc/module.cpp", "csrc/library.cpp", *map(str, sorted(Path("csrc").glob("*/cpu/*.cpp")))]
     includes, folders, libraries = [pybind11.get_include()], [], []
     flags = {"cxx": CXX_FLAGS}
     link_flags = ["-Wl,--as-needed"] if sys.platform == "linux" else []
@@ -89,7 +89,7 @@ def extension():
         cpp_extension.CUDA_HOME = str(home)  # torch without CUDA does not look for it
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)
         macros += [("MERC_CUDA", f'"{version}"'), ("MERC_CUDA_ARCHS", f'"{archs}"'), ("USE_CUDA", "1")]
-        sources += map(str, sorted(Path("csrc/cuda").glob("*.cu")))
+        sources += map(str, sorted(Path("csrc").glob("*/cuda/*.cu")))
         flags["nvcc"] = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-lineinfo"]
         includes.append(str(home / "include"))
         folders.append(str(home / "lib64"))

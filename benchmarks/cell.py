@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-Call = Callable[[], object]
-PASSES = ("forward", "backward", "both", "graph")  # graph: both, replayed as a CUDA graph
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,8 @@ class Cell:
     Attributes:
         sizes: ``rows`` with ``width`` or ``classes``.
         formula: which loss, where a subject has several.
-        providers: those that are measured here; None: all that know the formula.
+        passes: of ``forward``, ``backward``, ``both``, and ``graph``: both, replayed as a CUDA graph.
+        providers: names of those that are measured here, ``fused`` for all that are; None: all that know the formula.
         seconds: what timing one provider's pass may take.
     """
 
@@ -54,6 +54,7 @@ class Provider:
         loss: the subject's inputs and the formula → scalar; None where it is absent.
         absent: why.
         formulas: those that it computes.
+        fused: whether it is a backend of ours other than the reference.
         square: whether its memory grows with N², rather than with the size of the inputs.
         precision: of float32 matrix products while it runs (`torch.set_float32_matmul_precision`).
     """
@@ -62,38 +63,38 @@ class Provider:
     loss: Callable[..., Any] | None = None
     absent: str = ""
     formulas: tuple[str, ...] = ("",)
+    fused: bool = False
     square: bool = False
     precision: str = "highest"
 
     def takes(self, cell: Cell) -> bool:
         """Whether it is measured in this cell."""
         fits = cell.formula in self.formulas and (cell.dtype == "float32" or self.precision == "highest")
-        return fits and (cell.providers is None or self.name in cell.providers)
+        named = cell.providers is None or self.name in cell.providers or (self.fused and "fused" in cell.providers)
+        return fits and named
 
-    @contextmanager
-    def settings(self) -> Iterator[None]:
-        """Its precision, for a block."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(self.precision)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+
+@contextmanager
+def precision(of_products: str) -> Iterator[None]:
+    """`torch.set_float32_matmul_precision` for a block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(of_products)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The least time of a cell's pass, from calls that are timed beside the providers.
+    """The least time of a cell's passes, from a call that is timed beside the providers.
 
     Attributes:
-        calls: name → what is timed.
-        milliseconds: pass, medians of the calls → floor, or None where none is defined.
-        unit: medians → milliseconds of one pass over the similarity matrix, where there is one.
+        shares: pass → floor, in calls; a pass that is not named has none.
     """
 
-    calls: Mapping[str, Call] = field(default_factory=dict)
-    milliseconds: Callable[[str, Mapping[str, float]], float | None] = lambda name, medians: None
-    unit: Callable[[Mapping[str, float]], float] | None = None
+    call: Call
+    shares: Mapping[str, float]
 
 
 class Problem:
@@ -109,11 +110,6 @@ class Problem:
     def __init__(self, provider: Provider, formula: str, x: Tensor, others: tuple[Any, ...]) -> None:
         self.provider, self.formula, self.x, self.others = provider, formula, x, others
 
-    @property
-    def returned_bytes(self) -> int:
-        """Size of what `both` gives back: the gradient."""
-        return self.x.numel() * self.x.element_size()
-
     def forward(self) -> Tensor:
         """The value, with its graph."""
         assert self.provider.loss is not None
@@ -126,20 +122,31 @@ class Problem:
 
     def call(self, name: str) -> Call:
         """What is timed for a pass."""
-        if name == "backward":
-            value = self.forward()
-            return lambda: torch.autograd.grad(value, self.x, retain_graph=True)
-        if name == "graph":
-            return self._graph()
-        call: Call = getattr(self, name)
-        return call
+        settings = self.provider.precision
+        with precision(settings):
+            made = self._call(name)
+        if settings == "highest":  # torch's default
+            return made
+
+        def with_its_precision() -> object:
+            with precision(settings):
+                return made()
+
+        return with_its_precision
 
     def result(self) -> tuple[float, Tensor]:
         """Value and gradient."""
-        value = self.forward()
-        return float(value.detach()), torch.autograd.grad(value, self.x)[0]
+        with precision(self.provider.precision):
+            value = self.forward()
+            return float(value.detach()), torch.autograd.grad(value, self.x)[0]
 
-    def _graph(self) -> Call:
+    def _call(self, name: str) -> Call:
+        if name == "backward":
+            value = self.forward()
+            return lambda: torch.autograd.grad(value, self.x, retain_graph=True)
+        if name != "graph":
+            call: Call = getattr(self, name)
+            return call
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -180,4 +187,4 @@ class Subject(Protocol):
         """Value and gradient in float64, and of how many rows of the cell."""
 
     def floor(self, cell: Cell, device: str) -> Floor:
-        """The floor."""
+        """What no provider is expected to beat."""

@@ -1,8 +1,8 @@
-"""epoch: MERC-KDC trained end to end on the embedded corpus, one epoch of every stage with validation and test.
+"""epoch: MERC-KDC trained on the embedded corpus, one epoch.
 
 The providers are our backends, forced on both losses; the trainer takes no others. There is no float64 here: what is
-checked is the fusion stage's loss after its epoch, against the same training on the reference backend. The floor is the
-same epochs with neither distillation nor contrastive loss.
+checked is the loss of the epoch, against the same training on the reference backend. The floor is the same epoch with
+neither distillation nor contrastive loss.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import functools
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,16 +29,11 @@ SETTINGS: dict[str, Any] = {"epochs": 1}
 
 
 class Epoch(Problem):
-    """The whole training; its value is the last loss."""
+    """The whole training; its value is the loss."""
 
     def __init__(self, provider: Provider, device: str, dialogues: int, settings: Mapping[str, Any]) -> None:
         super().__init__(provider, "", torch.zeros(0), ())
         self._device, self._dialogues, self._settings = device, dialogues, settings
-
-    @property
-    def returned_bytes(self) -> int:
-        """Nothing is returned."""
-        return 0
 
     def both(self) -> Tensor:
         """The loss at the end."""
@@ -58,30 +54,27 @@ class EpochSubject:
     """The subject."""
 
     name = "epoch"
-    floor_is = "the same epochs with neither distillation nor contrastive loss"
+    floor_is = "the same epoch with neither distillation nor contrastive loss"
     limit: Mapping[str, float] = {"float32": 1e-2}
 
     def cells(self, scale: str, device: str) -> list[Cell]:
         """The embedded corpus; a part of it for the quick scale."""
         dialogues = 8 if scale == "quick" else 72
-        all_that_differ = None if device == "cpu" else ("merc", "merc:cuda", "merc:triton")
+        all_that_differ = None if device == "cpu" else ("merc", "fused")
         some = ("merc", "merc:torch") if scale == "quick" else all_that_differ
         return [Cell(self.name, {"rows": dialogues}, providers=some, seconds=0.1 if scale == "quick" else 4.0)]
 
     def providers(self, device: str) -> list[Provider]:
-        """Our backends that have both losses."""
         return [
-            Provider(p.name, absent=p.absent) if p.absent else Provider(p.name, _use(p.name))
+            p if p.absent else replace(p, loss=_use(p.name))
             for p in STEP.providers(device)
             if p.name.startswith("merc")
         ]
 
     def work(self, cell: Cell) -> float:
-        """Dialogues."""
         return float(cell.sizes["rows"])
 
     def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
-        """The training."""
         return Epoch(provider, device, rows or cell.sizes["rows"], {})
 
     def truth(self, cell: Cell, device: str) -> tuple[float, Tensor | None, int]:
@@ -92,11 +85,9 @@ class EpochSubject:
 
     def floor(self, cell: Cell, device: str) -> Floor:
         """Without the losses."""
-        name = "the epochs without the losses"
         without = {"kd": False, "feature_kd": False, "fcl": False}
         plain = Provider("nothing", contextlib.nullcontext)
-        call = Epoch(plain, device, cell.sizes["rows"], without).both
-        return Floor({name: call}, lambda what, medians: medians.get(name))
+        return Floor(Epoch(plain, device, cell.sizes["rows"], without).both, {"both": 1.0})
 
 
 def _use(name: str) -> Any:

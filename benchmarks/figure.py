@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import Result, run_of, select
+from benchmarks.results_file import Result
 
 SHOWN = ("merc", "eager", "torch.compile", "chunked", "loop over anchors")
 Data = dict[str, Any]
@@ -16,13 +16,12 @@ Data = dict[str, Any]
 
 def data(result: Result) -> Data | None:
     """What is drawn: provider → N, milliseconds, MiB; and the floor. None where the result has too little."""
-    run = run_of(result, "focal_contrastive")
-    if run is None:
-        return None
     lines: Data = {}
     floor: dict[int, float] = {}
-    for row in select(run, formula="focal", dtype="float32", pass_="both", status="ok"):
-        if row["sizes"]["width"] != 256:
+    runs = [run for run in result["runs"] if run["subject"] == "focal_contrastive"]
+    for row in (row for run in runs for row in run["rows"]):
+        measured = (row["formula"], row["dtype"], row["pass"], row["status"], row["sizes"]["width"])
+        if measured != ("focal", "float32", "both", "ok", 256):
             continue
         rows = row["sizes"]["rows"]
         if row["floor_ms"] is not None:
@@ -33,7 +32,7 @@ def data(result: Result) -> Data | None:
             lines.setdefault(row["provider"], []).append(point)
     if not lines:
         return None
-    where = run["environment"]
+    where = runs[0]["environment"]
     device = where["gpu"] if result["kind"] == "cuda" else f"{where['cpu'].strip()}, {where['threads']} threads"
     return {"device": device, "lines": lines, "floor": sorted(floor.items())}
 

@@ -1,4 +1,4 @@
-"""The least time that the machine allows, from calls that are timed beside the providers.
+"""The least time that the machine allows, from a call that is timed beside the providers.
 
 focal_contrastive: one pass over the matrix of similarities is 2 N² D operations at the rate of a large `torch.mm` in
 the same run. Forward the symmetric half is enough (0.5). Backward the matrix is computed once more, again the half, and
@@ -11,14 +11,12 @@ thirds of it. Backward alone has no floor: where the gradient is made forward, n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from benchmarks.cell import Cell, Floor
+from benchmarks.cell import Cell, Floor, precision
 
-BACKWARD = {"cpu": 1.5, "cuda": 2.0}  # in passes
+BACKWARD = {"cpu": 1.5, "cuda": 2.0}  # in passes over the matrix
 FORWARD = 0.5
 
 
@@ -27,35 +25,18 @@ def matrix_product(cell: Cell, device: str) -> Floor:
     side = 8192 if device == "cuda" else 2048
     dtype = cell.torch_dtype if device == "cuda" else torch.float32  # a CPU need not have 16-bit products
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    name = f"torch.mm of two {side}² matrices"
 
     def product() -> Tensor:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
-        try:
+        with precision("high" if device == "cuda" else "highest"):
             return torch.mm(left, right)
-        finally:
-            torch.set_float32_matmul_precision(before)
 
+    one_pass = cell.sizes["rows"] ** 2 * cell.sizes["width"] / side**3
     both = FORWARD + BACKWARD[device]
-    shares = {"forward": FORWARD, "backward": BACKWARD[device], "both": both, "graph": both}
-
-    def one_pass(medians: Mapping[str, float]) -> float:
-        return medians[name] * cell.sizes["rows"] ** 2 * cell.sizes["width"] / side**3
-
-    return Floor(
-        {name: product},
-        lambda what, medians: shares[what] * one_pass(medians) if name in medians else None,
-        one_pass,
-    )
+    passes = {"forward": FORWARD, "backward": BACKWARD[device], "both": both, "graph": both}
+    return Floor(product, {name: share * one_pass for name, share in passes.items()})
 
 
 def two_reads_one_write(student: Tensor, teacher: Tensor) -> Floor:
     """The floor of kd_divergence."""
     student = student.detach()
-    name = "torch.add(student, teacher)"
-    shares = {"forward": 2 / 3, "both": 1.0, "graph": 1.0}
-    return Floor(
-        {name: lambda: torch.add(student, teacher)},
-        lambda what, medians: medians[name] * shares[what] if name in medians and what in shares else None,
-    )
+    return Floor(lambda: torch.add(student, teacher), {"forward": 2 / 3, "both": 1.0, "graph": 1.0})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,28 +44,22 @@ class FocalContrastive:
         return _gpu_cells() if device == "cuda" else _cpu_cells()
 
     def providers(self, device: str) -> list[Provider]:
-        """Ours and the peers."""
         return peers(device)
 
     def work(self, cell: Cell) -> float:
-        """N² D."""
         return float(cell.sizes["rows"] ** 2 * cell.sizes["width"])
 
     def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
-        """The loss of embeddings and labels."""
         embeddings, labels = inputs(cell, device, rows)
         return Problem(provider, cell.formula, embeddings, (labels,))
 
     def truth(self, cell: Cell, device: str) -> tuple[float, Tensor | None, int]:
         """The reference in float64, a block of anchors at a time; of fewer rows where the cell is very large."""
-        rows = cell.sizes["rows"]
-        most = int((TRUTH_WORK[device] / cell.sizes["width"]) ** 0.5)
-        rows = min(rows, most)
+        rows = min(cell.sizes["rows"], int((TRUTH_WORK[device] / cell.sizes["width"]) ** 0.5))
         embeddings, labels = inputs(cell, device, rows)
         return *exact(embeddings.detach().double(), labels, cell.formula), rows
 
     def floor(self, cell: Cell, device: str) -> Floor:
-        """Matrix products."""
         return matrix_product(cell, device)
 
 
@@ -106,20 +101,12 @@ def exact(embeddings: Tensor, labels: Tensor, formula: str) -> tuple[float, Tens
 
 
 def _cell(
-    rows: int,
-    width: int = 256,
-    dtype: str = "float32",
-    formula: str = "focal",
-    *,
-    passes: tuple[str, ...] = ("both",),
-    providers: tuple[str, ...] | None = None,
-    seconds: float = 2.0,
+    rows: int, width: int = 256, dtype: str = "float32", formula: str = "focal", *, seconds: float = 2.0, **options: Any
 ) -> Cell:
-    return Cell("focal_contrastive", {"rows": rows, "width": width}, dtype, formula, passes, providers, seconds)
+    return Cell("focal_contrastive", {"rows": rows, "width": width}, dtype, formula, seconds=seconds, **options)
 
 
-_OURS = ("merc", "merc:cpu", "merc:triton", "merc:cuda", "merc:torch")
-_MANY = (*_OURS, "merc:triton, tf32", "merc:torch, tf32", "eager", "eager, tf32", "chunked")
+_MANY = ("merc", "fused", "eager", "eager, tf32", "chunked")
 _MOST = (*_MANY, "merc:reference")
 
 
@@ -147,7 +134,7 @@ _BRIEF = 0.06  # seconds: hundreds of samples on a GPU
 
 def _gpu_cells() -> list[Cell]:
     """Compiling takes long, so the compiled peer has few sizes; the grid of widths is for those that scale."""
-    scale = ("merc:cuda", "merc:triton", "merc:triton, tf32", "merc:torch", "eager")
+    ours = ("merc", "fused", "eager")
     cells = []
     for rows in (200, 1024, 4096, 16384, 65536, 262144):
         for dtype in ("float32", "bfloat16"):
@@ -157,14 +144,14 @@ def _gpu_cells() -> list[Cell]:
                 providers = (*providers, "torch.compile")
             cells.append(_cell(rows, 256, dtype, passes=passes, providers=providers, seconds=_BRIEF))
     cells += [
-        _cell(956, formula="swfc", providers=(*_OURS, "eager", "loop over anchors"), seconds=_BRIEF),
+        _cell(956, formula="swfc", providers=(*ours, "loop over anchors"), seconds=_BRIEF),
         *(
-            _cell(rows, formula="supcon", providers=(*_OURS, "eager", "pytorch-metric-learning"), seconds=_BRIEF)
+            _cell(rows, formula="supcon", providers=(*ours, "pytorch-metric-learning"), seconds=_BRIEF)
             for rows in (956, 4096, 16384)
         ),
-        _cell(4096, formula="pairs", providers=(*_OURS, "eager", "pytorch-metric-learning", "lightly"), seconds=_BRIEF),
+        _cell(4096, formula="pairs", providers=(*ours, "pytorch-metric-learning", "lightly"), seconds=_BRIEF),
         *(
-            _cell(rows, width, dtype, providers=scale, seconds=_BRIEF)
+            _cell(rows, width, dtype, providers=("fused", "eager"), seconds=_BRIEF)
             for rows in (4096, 16384, 65536, 262144)
             for width in WIDTHS
             if width != 256

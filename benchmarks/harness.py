@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.cell import Call, Cell, Floor, Problem, Provider, Subject
+from benchmarks.cell import Cell, Floor, Problem, Provider, Subject
 from benchmarks.growth import Prediction, Predictor, exponents
 from benchmarks.memory import ProcessLostError, Worker, is_out_of_memory
 from benchmarks.timing import interleaved, quantiles
@@ -100,14 +100,16 @@ class Harness:
         """The subject's rows, the exponents fitted to them, and the providers that are absent, with the reason."""
         providers = subject.providers(self._device)
         predictor = Predictor()
-        rows: list[Row] = []
+        run: Run = {"subject": subject.name, "floor": subject.floor_is, "rows": [], "growth": []}
+        run["absent"] = {provider.name: provider.absent for provider in providers if not provider.loss}
         for cell in cells:
             started = time.monotonic()
-            measured = self._cell(subject, cell, [p for p in providers if p.loss and p.takes(cell)], predictor)
-            self._say("\n  ".join([f"{cell.title}: {time.monotonic() - started:.1f} s", *map(line, measured)]))
-            rows += measured
-            self._keep(_run(subject, providers, rows))
-        return _run(subject, providers, rows)
+            rows = self._cell(subject, cell, [p for p in providers if p.loss and p.takes(cell)], predictor)
+            self._say("\n  ".join([f"{cell.title}: {time.monotonic() - started:.1f} s", *map(line, rows)]))
+            run["rows"] = run["rows"] + rows
+            run["growth"] = exponents(run["rows"])
+            self._keep(dict(run))
+        return run
 
     def close(self) -> None:
         """End the process that weighs."""
@@ -117,16 +119,16 @@ class Harness:
         rows: list[Row] = []
 
         def note(provider: Provider, name: str, values: Row) -> None:
-            head = {"subject": cell.subject, "formula": cell.formula, "provider": provider.name}
-            rows.append(
-                head | {"device": self._device, "dtype": cell.dtype, "sizes": dict(cell.sizes), "pass": name} | values
-            )
+            head: Row = {"subject": cell.subject, "formula": cell.formula, "provider": provider.name}
+            head |= {"device": self._device, "dtype": cell.dtype, "sizes": dict(cell.sizes), "pass": name}
+            rows.append(head | values)
 
         right: dict[str, _Checked] = {}
         for provider in providers:
             prediction = predictor.predict(provider, cell, subject.work(cell))
             if (reason := self._budget.objection(prediction)) is not None:
-                verdict: Row | _Checked = {"status": "skipped", "reason": reason, "prediction": _plain(prediction)}
+                expected = None if prediction is None else asdict(prediction)
+                verdict: Row | _Checked = {"status": "skipped", "reason": reason, "prediction": expected}
             else:
                 verdict = self._checked(subject, cell, provider)
             if isinstance(verdict, _Checked):
@@ -134,15 +136,15 @@ class Harness:
             else:
                 for name in cell.passes:
                     note(provider, name, verdict)
-        floor = self._floor(subject, cell) if right else Floor()
+        floor = self._floor(subject, cell) if right else None
         for name in cell.passes:
             for key, numbers in self._timed(cell, name, right, floor).items():
                 provider, values = right[key].provider, right[key].values
                 kept = values if name == "both" else {part: values[part] for part in ("error", "error_rows")}
                 note(provider, name, kept | numbers)
                 if name == "both" and numbers["status"] == "ok":
-                    seconds, extra = numbers["median_ms"] / 1e3, values["peak_extra_bytes"]
-                    predictor.learn(provider, cell, subject.work(cell), seconds, extra)
+                    measured = Prediction(numbers["median_ms"] / 1e3, values["peak_extra_bytes"])
+                    predictor.learn(provider, cell, subject.work(cell), measured)
         return rows
 
     def _checked(self, subject: Subject, cell: Cell, provider: Provider) -> Row | _Checked:
@@ -157,8 +159,7 @@ class Harness:
             problem = subject.problem(cell, provider, self._device)
             whole = truth[2] == cell.sizes["rows"]
             checked = problem if whole else subject.problem(cell, provider, self._device, rows=truth[2])
-            with provider.settings():
-                error = relative_error(checked.result(), truth)
+            error = relative_error(checked.result(), truth)
         except Exception as raised:  # whatever a peer raises is its result, and the others go on
             if isinstance(raised, ProcessLostError):
                 self._lost[subject.name, _kernels_of(provider)] = f"{cell.title}: {raised}"
@@ -175,65 +176,48 @@ class Harness:
                 return reason
         return None
 
-    def _floor(self, subject: Subject, cell: Cell) -> Floor:
+    def _floor(self, subject: Subject, cell: Cell) -> Floor | None:
         try:
             return subject.floor(cell, self._device)
         except Exception as error:  # the rows stand without it
             self._say(f"{cell.title}: no floor: {error}")
-            return Floor()
+            return None
 
     def _truth(self, subject: Subject, cell: Cell) -> Truth:
         if self._last is None or self._last[0] is not cell:
             self._last = (cell, subject.truth(cell, self._device))
         return self._last[1]
 
-    def _timed(self, cell: Cell, name: str, right: Mapping[str, _Checked], floor: Floor) -> dict[str, Row]:
+    def _timed(self, cell: Cell, name: str, right: Mapping[str, _Checked], floor: Floor | None) -> dict[str, Row]:
         """Provider → numbers of one pass."""
         numbers: dict[str, Row] = {}
-        calls: dict[str, Call] = {}
+        calls = {}
         for key, checked in right.items():
             if name == "graph" and checked.no_graph:
                 numbers[key] = {"status": "failed", "reason": checked.no_graph}
                 continue
             try:
-                with checked.provider.settings():
-                    calls[key] = _within(checked.provider, checked.problem.call(name))
+                calls[key] = checked.problem.call(name)
             except Exception as error:  # as above
                 numbers[key] = _failure(error)
-        floors = {f"floor: {what}": call for what, call in floor.calls.items()}
-        times = interleaved(calls | floors, cell.seconds, self._device) if calls else {}
-        medians = {}
-        for what in floor.calls:
-            values = times.get(f"floor: {what}")
-            if isinstance(values, list):
-                medians[what] = float(quantiles(values)["median_ms"])
-        least = floor.milliseconds(name, medians)
+        timed = calls if floor is None else calls | {"floor": floor.call}
+        times = interleaved(timed, cell.seconds, self._device) if calls else {}
+        least = None
+        if floor is not None and name in floor.shares and isinstance(of_floor := times.get("floor"), list):
+            least = floor.shares[name] * quantiles(of_floor)["median_ms"]
         for key in calls:
             values = times[key]
             if isinstance(values, Exception):
                 numbers[key] = _failure(values)
                 continue
             row: Row = {"status": "ok", **quantiles(values), "floor_ms": least}
-            row["share_of_floor"] = None if least is None else least / row["median_ms"]
-            if floor.unit is not None and medians:
-                row["passes"] = row["median_ms"] / floor.unit(medians)
-            numbers[key] = row
+            numbers[key] = row | {"share_of_floor": None if least is None else least / row["median_ms"]}
         return numbers
 
 
 def _kernels_of(provider: Provider) -> str:
     """``merc:triton, tf32`` and ``merc:triton`` are the same."""
     return provider.name.partition(",")[0]
-
-
-def _run(subject: Subject, providers: list[Provider], rows: list[Row]) -> Run:
-    return {
-        "subject": subject.name,
-        "floor": subject.floor_is,
-        "absent": {provider.name: provider.absent for provider in providers if not provider.loss},
-        "rows": list(rows),
-        "growth": exponents(rows),
-    }
 
 
 def relative_error(result: tuple[float, Any], truth: Truth) -> float:
@@ -250,29 +234,14 @@ def line(row: Row) -> str:
     head = f"{row['provider']:24} {row['pass']:8}"
     if row["status"] != "ok":
         return f"{head} {row['status']}: {row.get('reason', row.get('error'))}"
-    text = f"{head} {row['median_ms']:10.3f} ms"
-    text += "" if row["share_of_floor"] is None else f", {row['share_of_floor']:6.1%} of the floor"
-    extra = row.get("peak_extra_bytes")
-    text += "" if extra is None else f", {extra / 2**20:8.1f} MiB"
-    return text + f", error {row['error']:.1e}"
-
-
-def _within(provider: Provider, call: Call) -> Call:
-    if provider.precision == "highest":  # torch's default
-        return call
-
-    def wrapped() -> object:
-        with provider.settings():
-            return call()
-
-    return wrapped
+    share, extra = row["share_of_floor"], row.get("peak_extra_bytes")
+    parts = [f"{head} {row['median_ms']:10.3f} ms"]
+    parts += [] if share is None else [f"{share:6.1%} of the floor"]
+    parts += [] if extra is None else [f"{extra / 2**20:8.1f} MiB"]
+    return ", ".join([*parts, f"error {row['error']:.1e}"])
 
 
 def _failure(error: Exception) -> Row:
     if is_out_of_memory(error):
         return {"status": "out of memory", "reason": str(error)[:300]}
     return {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-
-
-def _plain(prediction: Prediction | None) -> dict[str, float | None] | None:
-    return None if prediction is None else {"seconds": prediction.seconds, "extra_bytes": prediction.extra_bytes}

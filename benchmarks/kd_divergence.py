@@ -1,23 +1,71 @@
-"""kd_divergence: its cells, inputs and truth. Logits of standard deviation 3, a temperature of 2."""
+"""kd_divergence: T² KL(softmax(t / T) | softmax(s / T)) a row, averaged over the rows; its peers, cells, inputs, truth.
+
+Logits of standard deviation 3, a temperature of 2.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+import merc_kernels
 from benchmarks.cell import Cell, Floor, Problem, Provider
 from benchmarks.floors import two_reads_one_write
-from benchmarks.kd_peers import TEMPERATURE, peers
+from benchmarks.providers import Loss, compiled, optional, ours
 from merc_kernels import reference
 
-_OURS = ("merc", "merc:cpu", "merc:triton", "merc:cuda", "merc:torch")
+TEMPERATURE = 2.0
+CHUNK = 1 << 22  # elements of the logits that the chunked form takes at a time
+BLOCK = 1 << 23  # and the truth
 _FAST = ("merc", "merc:cpu", "eager", "chunked")
-_PLAIN = (*_OURS, "eager", "chunked", "liger-kernel")  # compiling takes long
-BLOCK = 1 << 23  # elements that the truth takes at a time
+_PLAIN = ("merc", "fused", "eager", "chunked", "liger-kernel")  # compiling takes long
+
+
+def merc(student: Tensor, teacher: Tensor, formula: str = "", *, backend: str | None) -> Tensor:
+    """The operator."""
+    return merc_kernels.kd_divergence(student, teacher, temperature=TEMPERATURE, backend=backend)
+
+
+def eager(student: Tensor, teacher: Tensor, formula: str = "") -> Tensor:
+    """What is written everywhere."""
+    return summed(student, teacher) / len(student)
+
+
+def summed(student: Tensor, teacher: Tensor) -> Tensor:
+    """The sum over the rows."""
+    log_q, p = F.log_softmax(student / TEMPERATURE, -1), F.softmax(teacher / TEMPERATURE, -1)
+    return F.kl_div(log_q, p, reduction="sum") * TEMPERATURE**2
+
+
+def chunked(student: Tensor, teacher: Tensor, formula: str = "") -> Tensor:
+    """Some rows at a time, recomputed in the backward pass: what a careful user would write."""
+    step = max(1, CHUNK // student.shape[1])
+    total = student.new_zeros(())
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    for s, t in zip(torch.split(student, step), torch.split(teacher, step), strict=True):
+        total = total + checkpoint(summed, s, t, **options)
+    return total / len(student)
+
+
+def liger(module: Any, device: str) -> Loss:
+    """Liger-Kernel's."""
+    if device != "cuda":
+        raise ImportError("its kernels run on a GPU only")
+    loss = module.LigerKLDIVLoss(reduction="batchmean")
+
+    def call(student: Tensor, teacher: Tensor, formula: str = "") -> Tensor:
+        log_q, p = F.log_softmax(student / TEMPERATURE, -1), F.softmax(teacher / TEMPERATURE, -1)
+        value: Tensor = loss(log_q, p) * TEMPERATURE**2
+        return value
+
+    return call
 
 
 class KDDivergence:
@@ -28,10 +76,10 @@ class KDDivergence:
     limit: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 
     def cells(self, scale: str, device: str) -> list[Cell]:
-        """Sizes ascend."""
+        """Sizes ascend; on a GPU those that are compiled come last."""
+        every = ("forward", "backward", "both")
         if scale == "quick":
             return [_cell(512, 6, seconds=0.2, providers=_PLAIN), _cell(64, 1000, seconds=0.2, providers=_PLAIN)]
-        every = ("forward", "backward", "both")
         if device == "cpu":
             return [
                 _cell(512, 6, passes=every),
@@ -41,29 +89,27 @@ class KDDivergence:
                 _cell(2048, 32000, seconds=4.0, providers=(*_FAST, "torch.compile")),
             ]
         sizes = ((512, 6), (4096, 7), (8192, 1000), (8192, 32000), (8192, 128256))
-        compiled_too = [(512, 6, "float32"), (8192, 32000, "bfloat16")]  # last, as it takes long
-        others = [(*size, dtype) for size in sizes for dtype in ("float32", "bfloat16")]
-        return [
-            _cell(
-                *cell[:2],
-                dtype=cell[2],
-                passes=("both", "graph") if cell[1] < 1000 else every,
-                providers=None if cell in compiled_too else _PLAIN,
-                seconds=0.06,
-            )
-            for cell in [*(cell for cell in others if cell not in compiled_too), *compiled_too]
-        ]
+        compiled_too = [(512, 6, "float32"), (8192, 32000, "bfloat16")]
+        cells = []
+        for size in sorted(((*s, t) for s in sizes for t in ("float32", "bfloat16")), key=compiled_too.__contains__):
+            passes = ("both", "graph") if size[1] < 1000 else every
+            providers = None if size in compiled_too else _PLAIN
+            cells.append(_cell(*size, passes=passes, providers=providers, seconds=0.06))
+        return cells
 
     def providers(self, device: str) -> list[Provider]:
-        """Ours and the peers."""
-        return peers(device)
+        return [
+            *ours(merc, device),
+            Provider("eager", eager),
+            Provider("torch.compile", compiled(eager)),
+            Provider("chunked", chunked),
+            optional("liger-kernel", "liger_kernel.transformers.kl_div", lambda module: liger(module, device)),
+        ]
 
     def work(self, cell: Cell) -> float:
-        """N C."""
         return float(math.prod(cell.sizes.values()))
 
     def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
-        """The divergence of student and teacher."""
         student, teacher = inputs(cell, device, rows)
         return Problem(provider, cell.formula, student, (teacher,))
 
@@ -80,7 +126,6 @@ class KDDivergence:
         return total / len(student), torch.cat(gradients) / len(student), len(student)
 
     def floor(self, cell: Cell, device: str) -> Floor:
-        """Memory traffic."""
         return two_reads_one_write(*inputs(cell, device))
 
 
@@ -96,16 +141,8 @@ def _inputs(rows: int, classes: int, dtype: torch.dtype, device: str) -> tuple[T
     return student.to(dtype).requires_grad_(), teacher.to(dtype)
 
 
-def _cell(
-    rows: int,
-    classes: int,
-    *,
-    dtype: str = "float32",
-    passes: tuple[str, ...] = ("both",),
-    providers: tuple[str, ...] | None = None,
-    seconds: float = 1.0,
-) -> Cell:
-    return Cell("kd_divergence", {"rows": rows, "classes": classes}, dtype, "", passes, providers, seconds)
+def _cell(rows: int, classes: int, dtype: str = "float32", **options: Any) -> Cell:
+    return Cell("kd_divergence", {"rows": rows, "classes": classes}, dtype, **options)
 
 
 SUBJECT = KDDivergence()

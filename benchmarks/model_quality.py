@@ -3,7 +3,7 @@
     python -m benchmarks.model_quality CORPUS.npz --preset iemocap --seeds 3 [--set key=value ...] [--name NAME]
 
 The result, benchmarks/results/NAME.json, holds the mean and sd of the test metrics of the fused model, the test
-metrics of the teacher and of each student, the seconds of each stage, versions, machine, commit and command.
+metrics of each modality's own head, the seconds of training, versions, machine, commit and command.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> int:
         "training": shlex.join(["merc", *command]),
         **summary,
         "environment": environment(),
-        "stages": {stage: _spread([run["stages"][stage]["test"] for run in runs]) for stage in runs[0]["stages"]},
-        "seconds": {stage: statistics.median(run["seconds"][stage] for run in runs) for stage in runs[0]["seconds"]},
+        "heads": {head: _spread([run["heads"][head]["test"] for run in runs]) for head in runs[0]["heads"]},
+        "seconds": {part: statistics.median(run["seconds"][part] for run in runs) for part in runs[0]["seconds"]},
         "runs": runs,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -59,12 +59,11 @@ def main() -> int:
 
 def _spread(metrics: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and sd of the plain metrics over the seeds."""
-    names = ("weighted_f1", "macro_f1", "accuracy", "uar")
-    values = {name: [run[name] for run in metrics] for name in names}
-    return {
-        name: {"mean": statistics.mean(scores), "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0}
-        for name, scores in values.items()
-    }
+    found = {}
+    for name in ("weighted_f1", "macro_f1", "accuracy", "uar"):
+        scores = [run[name] for run in metrics]
+        found[name] = {"mean": statistics.mean(scores), "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0}
+    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import merc_kernels
 from benchmarks.cell import Provider
 
 Loss = Callable[..., Any]
-DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # of the backends that have one
+DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # of the backends that take tensors on one alone
 
 
 def ours(loss: Loss, device: str, formulas: tuple[str, ...] = ("",)) -> list[Provider]:
@@ -26,18 +27,16 @@ def ours(loss: Loss, device: str, formulas: tuple[str, ...] = ("",)) -> list[Pro
         device: ``cpu`` or ``cuda``.
         formulas: those that the operator computes.
     """
-    providers = [Provider("merc", lambda *x: loss(*x, backend=None), formulas=formulas)]
+    providers = [Provider("merc", functools.partial(loss, backend=None), formulas=formulas)]
     for name, state in merc_kernels.backends().items():
         only = DEVICES.get(name, device)
         reason = state.removeprefix("off: ") if state != "on" else f"it takes tensors on {only} only"
         if state != "on" or only != device:
             providers.append(absent(f"merc:{name}", reason))
             continue
-
-        def call(*inputs: Any, backend: str = name) -> Any:
-            return loss(*inputs, backend=backend)
-
-        providers.append(Provider(f"merc:{name}", call, formulas=formulas, square=name == "reference"))
+        plain = name == "reference"
+        call = functools.partial(loss, backend=name)
+        providers.append(Provider(f"merc:{name}", call, formulas=formulas, fused=not plain, square=plain))
     return providers
 
 

@@ -12,50 +12,38 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks.environment import RESULTS
 from benchmarks.results_file import Result, load
 
 TOLERANCE, QUICK_TOLERANCE = 1.25, 2.5  # the quick cells are few and short, on machines that others use too
 PEERS = ("eager", "chunked")
-Key = tuple[str, str, str, str, tuple[tuple[str, int], ...], str]
+Key = tuple[str, str, str]  # cell and pass, provider, and the peer that was measured beside it
 
 
-def ratios(result: Result) -> dict[Key, tuple[float, str]]:
-    """Of each measurement of ours to the first peer that was measured beside it, and that peer."""
-    cells: dict[Key, dict[str, float]] = {}
-    for run in result["runs"]:
-        for row in run["rows"]:
-            if row["status"] == "ok":
-                cells.setdefault(_key(row, ""), {})[row["provider"]] = row["median_ms"]
-    found = {}
-    for (*cell, _), medians in cells.items():
+def ratios(result: Result) -> dict[Key, float]:
+    """Of each measurement of ours to the first peer of its cell."""
+    cells: dict[str, dict[str, float]] = {}
+    for row in (row for run in result["runs"] for row in run["rows"] if row["status"] == "ok"):
+        sizes = [f"{name}={size}" for name, size in sorted(row["sizes"].items())]
+        cell = " ".join(filter(None, [row["subject"], row["formula"], *sizes, row["dtype"], row["pass"]]))
+        cells.setdefault(cell, {})[row["provider"]] = row["median_ms"]
+    found: dict[Key, float] = {}
+    for cell, medians in cells.items():
         peer = next((peer for peer in PEERS if peer in medians), None)
-        for provider, median in medians.items():
-            if peer is not None and provider.startswith("merc"):
-                found[_named(cell, provider)] = (median / medians[peer], peer)
+        if peer is not None:
+            ours = {name: median for name, median in medians.items() if name.startswith("merc")}
+            found |= {(cell, name, peer): median / medians[peer] for name, median in ours.items()}
     return found
-
-
-def _key(row: dict[str, Any], provider: str) -> Key:
-    cell = [row["subject"], row["formula"], row["dtype"], row["pass"], tuple(sorted(row["sizes"].items()))]
-    return _named(cell, provider)
-
-
-def _named(cell: list[Any], provider: str) -> Key:
-    subject, formula, dtype, which, sizes = cell
-    return (subject, formula, dtype, which, sizes, provider)
 
 
 def slower(new: Result, old: Result, tolerance: float) -> Iterator[str]:
     """A line for each ratio that grew by more than the tolerance."""
     before = ratios(old)
-    for key, (ratio, peer) in ratios(new).items():
-        if key in before and before[key][1] == peer and ratio > tolerance * before[key][0]:
-            subject, formula, dtype, which, sizes, provider = key
-            cell = " ".join(filter(None, [subject, formula, *(f"{n}={s}" for n, s in sizes), dtype, which]))
-            yield f"{provider}, {cell}: {ratio:.3g} of {peer}'s time, it was {before[key][0]:.3g}"
+    for key, ratio in ratios(new).items():
+        if ratio > tolerance * before.get(key, float("inf")):
+            cell, provider, peer = key
+            yield f"{provider}, {cell}: {ratio:.3g} of {peer}'s time, it was {before[key]:.3g}"
 
 
 def report(new: list[Result], old: list[Result], tolerance: float | None = None) -> bool:

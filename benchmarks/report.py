@@ -1,105 +1,108 @@
-"""Makes the figure and the tables of README.md and docs/benchmarks.md from the result files: no number is typed.
+"""Makes what the documents show of other files: no number is typed.
+
+Results stand in README.md, docs/benchmarks.md and the figure, the settings of the model in docs/model.md.
 
 python -m benchmarks.report            prints the README's part
-python -m benchmarks.report --write    rewrites both files and the figure
-python -m benchmarks.report --check    says what --write would change; exit code 1 if anything
+python -m benchmarks.report --write    rewrites the documents and the figure
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from pathlib import Path
 
 from benchmarks import figure, tables
 from benchmarks.environment import RESULTS
+from benchmarks.process import ROOT
 from benchmarks.results_file import Result, load
+from merc_model.config import Config
 
-ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "docs/model.md"
 README, DOCS, FIGURE = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks.svg"
+MISSING = {
+    "cuda": "No GPU has been measured yet: `make gpu` does it, on a machine that has one.",
+    "cpu": "No CPU result is committed yet: `make bench` makes it.",
+}
 
 
-def readme_block(results: list[Result]) -> str:
-    """The figure of the GPU, or of the CPU where there is none, and a table a device."""
-    shown = figured(results)
+def block(results: list[Result], path: Path) -> str:
+    """What stands between the marks of a document: the README's has the figure and is brief."""
+    brief = path == README
     parts = []
-    if shown is not None:
+    if brief and (shown := figured(results)) is not None:
         parts.append(f"![Time and memory of focal_contrastive on {shown['device']}](docs/benchmarks.svg)")
-    for kind, missing in (("cuda", tables.NO_GPU), ("cpu", tables.NO_CPU)):
-        made = [text for result in results if result["kind"] == kind and (text := tables.summary(result))]
-        parts += made or [missing]
+    for kind, missing in MISSING.items():
+        found = [result for result in results if result["kind"] == kind]
+        for result in found:
+            file = f"[{result['file']}]({'' if brief else '../'}benchmarks/results/{result['file']})"
+            text = f"Forward and backward on {tables.machine(result)}; {file} has all that was measured."
+            parts.append("\n\n".join([text, tables.summary(result, brief)]))
+        parts += [] if found else [missing]
     return "\n\n".join(parts)
 
 
-def docs_block(results: list[Result]) -> str:
-    """Every subject of every device."""
-    parts = []
-    for result in results:
-        parts.append(f"### {result['device'].strip()}\n\n[`{result['file']}`](../benchmarks/results/{result['file']})")
-        parts += [tables.subject_tables(run, result["kind"]) for run in result["runs"]]
-    missing = [("cuda", tables.NO_GPU), ("cpu", tables.NO_CPU)]
-    parts += [text for kind, text in missing if all(result["kind"] != kind for result in results)]
-    return "\n\n".join(parts).replace("](docs/benchmarks.md)", "](#how-to-run-them)")
-
-
 def figured(results: list[Result]) -> figure.Data | None:
-    """What the figure shows."""
+    """What the figure shows: a GPU, or a CPU where there is none."""
     by_kind = sorted(results, key=lambda result: result["kind"] != "cuda")
     return next((shown for result in by_kind if (shown := figure.data(result)) is not None), None)
 
 
-def replaced(text: str, block: str) -> str:
+def settings() -> str:
+    """The fields of the model's configuration, as its docstring tells them."""
+    texts = inspect.cleandoc(Config.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", texts, re.MULTILINE)
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    for name, text in entries:
+        value = getattr(Config, name)
+        shown = str(value).lower() if isinstance(value, bool) else value
+        lines.append(f"| `{name}` | {shown} | {' '.join(text.split()).removesuffix('.').replace('``', '`')} |")
+    return "\n".join(lines)
+
+
+def replaced(text: str, block: str, mark: str = "benchmarks") -> str:
     """The text with the block between its marks.
 
     Raises:
         ValueError: there are no marks.
     """
-    marks = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
+    marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
     if not marks.search(text):
-        raise ValueError("text: expected the marks <!-- benchmarks --> and <!-- /benchmarks -->, got none")
+        raise ValueError(f"text: expected the marks <!-- {mark} --> and <!-- /{mark} -->, got none")
     return marks.sub(lambda found: f"{found[1]}{block}\n{found[2]}", text)
 
 
 def changes(results: list[Result]) -> dict[Path, str]:
     """File → its new text, for those that differ; the figure's is its digest."""
-    wanted = {path: replaced(path.read_text(), block) for path, block in _blocks(results).items()}
+    wanted = {path: replaced(path.read_text(), block(results, path)) for path in (README, DOCS)}
+    wanted[MODEL] = replaced(MODEL.read_text(), settings(), "settings")
     changed = {path: text for path, text in wanted.items() if text != path.read_text()}
     shown = figured(results)
     digest = None if shown is None else figure.digest(shown)
-    if figure.drawn_from(FIGURE) != digest:
-        changed[FIGURE] = digest or ""
-    return changed
+    return changed if figure.drawn_from(FIGURE) == digest else changed | {FIGURE: digest or ""}
 
 
-def _blocks(results: list[Result]) -> dict[Path, str]:
-    return {README: readme_block(results), DOCS: docs_block(results)}
-
-
-def main() -> int:
-    """Print, write or check."""
+def main() -> None:
+    """Print or write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     results = [result for result in load(options.results) if result["scale"] == "full"]
-    if not options.write and not options.check:
-        print(readme_block(results))
-        return 0
-    changed = changes(results)
-    for path, text in changed.items():
-        print(f"{'differs' if options.check else 'written'}: {path.relative_to(ROOT)}")
-        if options.check:
-            continue
-        shown = figured(results)
+    if not options.write:
+        print(block(results, README))
+        return
+    shown = figured(results)
+    for path, text in changes(results).items():
         if path != FIGURE:
             path.write_text(text)
         elif shown is None:
             FIGURE.unlink()
         else:
             figure.draw(shown, FIGURE)
-    return int(options.check and bool(changed))
+        print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

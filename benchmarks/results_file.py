@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +72,3 @@ def load(folder: Path = RESULTS) -> list[Result]:
         raise SystemExit(f"{folder} is no folder of results")
     results = [_read(path) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted((x for x in results if "kind" in x), key=lambda result: (result["kind"] != "cpu", result["file"]))
-
-
-def run_of(result: Result, subject: str) -> Run | None:
-    """The run of a subject."""
-    return next((run for run in result["runs"] if run["subject"] == subject), None)
-
-
-def select(run: Run, **wanted: Any) -> Iterator[dict[str, Any]]:
-    """The rows that have these values; ``name="pass"`` may be given as ``pass_``."""
-    wanted = {name.rstrip("_"): value for name, value in wanted.items()}
-    return (row for row in run["rows"] if all(row[name] == value for name, value in wanted.items()))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 
 import torch
 
 from benchmarks.cell import Call
 
 SHORTEST = 3e-3  # seconds of one sample on the CPU: a shorter call is repeated within it
-SWEEPS = 3
+SWEEPS = 3  # samples on a GPU, each of many calls
 LONGEST = 0.02  # seconds of a call on a GPU from which on a clock is good enough, and the cache does not matter
 MOST_ROUNDS, FEWEST_ROUNDS = 40, 3
 Times = list[float]  # milliseconds
@@ -26,43 +27,40 @@ def quantiles(values: Times) -> dict[str, float | int]:
 
 
 def interleaved(calls: Mapping[str, Call], seconds: float, device: str) -> dict[str, Times | Exception]:
-    """Milliseconds of each call, or what it raised; ``seconds`` is what one of them may take."""
-    started: dict[str, float] = {}
-    results: dict[str, Times | Exception] = {}
+    """Milliseconds of each call, or what it raised; ``seconds`` is what one of them may take.
+
+    A call with fewer samples than others has them spread evenly over the run.
+    """
+    times: dict[str, Times] = {}
+    errors: dict[str, Exception] = {}
+    plan: list[tuple[float, str, Callable[[], Times]]] = []
     for name, call in calls.items():
         try:
             call()
-            started[name] = _clock(call, device)
+            sample, rounds = (_on_a_gpu if device == "cuda" else _on_the_cpu)(call, clock(call, device), seconds)
+            times[name] = []
+            plan += [((index + 0.5) / rounds, name, sample) for index in range(rounds)]
         except Exception as error:  # whatever a peer raises is its result, and the others go on
-            results[name] = error
-    sampled = _on_a_gpu if device == "cuda" else _on_the_cpu
-    return results | sampled({name: (calls[name], first) for name, first in started.items()}, seconds)
+            errors[name] = error
+    for _, name, sample in sorted(plan, key=itemgetter(0)):
+        if name not in errors:
+            try:
+                times[name] += sample()
+            except Exception as error:  # as above
+                errors[name] = error
+    return times | errors
 
 
-def _clock(call: Call, device: str) -> float:
+def clock(call: Call, device: str, repeat: int = 1) -> float:
+    """Seconds of a call."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    call()
+    for _ in range(repeat):
+        call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _on_the_cpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times | Exception]:
-    inner = {name: max(1, math.ceil(SHORTEST / first)) for name, (_, first) in calls.items()}
-    rounds = {name: rounds_of(first * inner[name], seconds) for name, (_, first) in calls.items()}
-    total = max(rounds.values(), default=0)
-
-    def sample(name: str, index: int) -> Times:
-        if not takes_part(index, rounds[name], total):
-            return []
-        call, start = calls[name][0], time.perf_counter()
-        for _ in range(inner[name]):
-            call()
-        return [(time.perf_counter() - start) / inner[name] * 1e3]
-
-    return _swept(sample, calls, total)
+    return (time.perf_counter() - start) / repeat
 
 
 def rounds_of(sample: float, seconds: float) -> int:
@@ -70,36 +68,19 @@ def rounds_of(sample: float, seconds: float) -> int:
     return min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(seconds / sample)))
 
 
-def takes_part(index: int, rounds: int, total: int) -> bool:
-    """Whether a call with fewer rounds than the total has one now: they are spread evenly."""
-    return (index + 1) * rounds // total > index * rounds // total
+def _on_the_cpu(call: Call, first: float, seconds: float) -> tuple[Callable[[], Times], int]:
+    repeat = max(1, math.ceil(SHORTEST / first))
+    return lambda: [clock(call, "cpu", repeat) * 1e3], rounds_of(first * repeat, seconds)
 
 
-def _on_a_gpu(calls: Mapping[str, tuple[Call, float]], seconds: float) -> dict[str, Times | Exception]:
-    """`triton.testing.do_bench` in sweeps over all calls: events, and the L2 cache flushed before each call.
+def _on_a_gpu(call: Call, first: float, seconds: float) -> tuple[Callable[[], Times], int]:
+    """`triton.testing.do_bench`: events, and the L2 cache flushed before each call.
 
-    It makes eight calls at least, too many where they are long: of those each sweep takes one.
+    It makes eight calls at least, too many where they are long: of those a sample takes one.
     """
+    if first >= LONGEST:
+        return lambda: [clock(call, "cuda") * 1e3], SWEEPS
     from triton.testing import do_bench  # type: ignore[import-untyped]
 
-    def sample(name: str, index: int) -> Times:
-        call, first = calls[name]
-        if first >= LONGEST:
-            return [_clock(call, "cuda") * 1e3]
-        times: Times = do_bench(call, warmup=10, rep=max(1, int(seconds * 1e3 / SWEEPS)), return_mode="all")
-        return times
-
-    return _swept(sample, calls, SWEEPS)
-
-
-def _swept(sample: Callable[[str, int], Times], names: Iterable[str], sweeps: int) -> dict[str, Times | Exception]:
-    """The samples of each name, sweep by sweep; one that raises has no further part in it."""
-    times: dict[str, Times] = {name: [] for name in names}
-    errors: dict[str, Exception] = {}
-    for index in range(sweeps):
-        for name in [name for name in times if name not in errors]:
-            try:
-                times[name] += sample(name, index)
-            except Exception as error:  # as above
-                errors[name] = error
-    return times | errors
+    share = max(1, int(seconds * 1e3 / SWEEPS))
+    return lambda: list(do_bench(call, warmup=10, rep=share, return_mode="all")), SWEEPS

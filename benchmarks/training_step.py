@@ -14,30 +14,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import contrastive_peers, kd_peers
+from benchmarks import contrastive_peers, kd_divergence
 from benchmarks.cell import Cell, Floor, Problem, Provider
 from benchmarks.focal_contrastive import PROPORTIONS, exact
 from benchmarks.providers import compiled, ours
 from merc_kernels import reference
 
 FEATURES, HIDDEN, WIDTH, CLASSES = 512, 1024, 256, 6
-Pair = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # embeddings, logits, labels, teacher's logits → loss
+Loss = Callable[..., Tensor]
 
 
-def eager(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
-    """Both losses in plain PyTorch."""
-    return contrastive_peers.eager(embeddings, labels, "focal") + kd_peers.eager(logits, teacher)
+def both(contrastive: Loss, divergence: Loss) -> Loss:
+    """The sum of two losses, of embeddings, logits, labels and the teacher's logits."""
+
+    def loss(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor, **options: Any) -> Tensor:
+        return contrastive(embeddings, labels, "focal", **options) + divergence(logits, teacher, **options)
+
+    return loss
 
 
-def chunked(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
-    """Both losses in strips."""
-    return contrastive_peers.chunked(embeddings, labels, "focal") + kd_peers.chunked(logits, teacher)
-
-
-def merc(embeddings: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor, *, backend: str | None) -> Tensor:
-    """Both operators."""
-    contrastive = contrastive_peers.merc(embeddings, labels, "focal", backend=backend)
-    return contrastive + kd_peers.merc(logits, teacher, backend=backend)
+eager = both(contrastive_peers.eager, kd_divergence.eager)
+chunked = both(contrastive_peers.chunked, kd_divergence.chunked)
+merc = both(contrastive_peers.merc, kd_divergence.merc)
 
 
 class Network(nn.Module):
@@ -45,27 +43,23 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, WIDTH)
-        self.head = nn.Linear(WIDTH, CLASSES)
+        first, self.last = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.encoder = nn.Sequential(first, nn.ReLU(), self.last)
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(WIDTH, CLASSES))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings and logits."""
-        embeddings = self.second(F.relu(self.first(features)))
-        return embeddings, self.head(F.relu(embeddings))
+        embeddings = self.encoder(features)
+        return embeddings, self.head(embeddings)
 
 
 class Step(Problem):
     """A training step; ``x`` is the weight whose gradient is checked."""
 
     def __init__(self, provider: Provider, network: Network, data: tuple[Tensor, Tensor, Tensor]) -> None:
-        super().__init__(provider, "", network.second.weight, ())
+        super().__init__(provider, "", network.last.weight, ())
         self._network, self._data = network, data
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-
-    @property
-    def returned_bytes(self) -> int:
-        """Nothing is returned."""
-        return 0
 
     def forward(self) -> Tensor:
         """The loss."""
@@ -95,14 +89,13 @@ class TrainingStep:
         """Sizes ascend."""
         rows = [128] if scale == "quick" else [128, 1024, 4096] if device == "cpu" else [128, 1024, 4096, 16384]
         seconds = 0.2 if scale == "quick" or device == "cuda" else 1.5
-        some = ("merc", "merc:cpu", "merc:triton", "merc:cuda", "merc:torch", "eager", "chunked")
+        some = ("merc", "fused", "eager", "chunked")
         compiled_too = (*some, "torch.compile", "merc:reference")
         return [
             Cell(self.name, {"rows": n}, providers=compiled_too if n == 1024 else some, seconds=seconds) for n in rows
         ]
 
     def providers(self, device: str) -> list[Provider]:
-        """Our backends that have both operators; both losses in plain PyTorch."""
         return [
             *ours(merc, device),
             Provider("eager", eager, square=True),
@@ -111,12 +104,10 @@ class TrainingStep:
         ]
 
     def work(self, cell: Cell) -> float:
-        """N² WIDTH, and the network's own products."""
         rows = float(cell.sizes["rows"])
         return rows**2 * WIDTH + rows * HIDDEN * (FEATURES + WIDTH)
 
     def problem(self, cell: Cell, provider: Provider, device: str, rows: int | None = None) -> Problem:
-        """A network and an optimizer of its own."""
         network, data = _start(rows or cell.sizes["rows"], device)
         return Step(provider, network, data)
 
@@ -126,18 +117,16 @@ class TrainingStep:
         network = copy.deepcopy(network).double()
         embeddings, logits = network(features.double())
         contrastive, of_embeddings = exact(embeddings, labels, "focal")
-        divergence = reference.kd_divergence(logits, teacher.double(), temperature=kd_peers.TEMPERATURE)
+        divergence = reference.kd_divergence(logits, teacher.double(), temperature=kd_divergence.TEMPERATURE)
         plain = F.cross_entropy(logits, labels) + divergence
-        weight = network.second.weight
+        weight = network.last.weight
         gradient = torch.autograd.grad([plain, embeddings], weight, [torch.ones_like(plain), of_embeddings])[0]
         return float(plain.detach()) + contrastive, gradient, cell.sizes["rows"]
 
     def floor(self, cell: Cell, device: str) -> Floor:
-        """Without the losses."""
         network, data = _start(cell.sizes["rows"], device)
         nothing = Provider("nothing", lambda embeddings, *others: embeddings.new_zeros(()))
-        name = "the step without the two losses"
-        return Floor({name: Step(nothing, network, data).both}, lambda what, medians: medians.get(name))
+        return Floor(Step(nothing, network, data).both, {"both": 1.0})
 
 
 def _start(rows: int, device: str) -> tuple[Network, tuple[Tensor, Tensor, Tensor]]:

@@ -5,13 +5,12 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
-#include <optional>
+#include <initializer_list>
 #include <string>
 
-namespace merc {
+#include "tensors.h"
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+namespace merc {
 
 inline std::string shape_of(const Tensor& tensor) {
   std::string text = "(";
@@ -22,8 +21,7 @@ inline std::string shape_of(const Tensor& tensor) {
 }
 
 // `tensor` ends in the `dims` sizes of `tail`, and has at most one axis before them: (*tail) or (groups, *tail).
-inline void check_shape(
-    const char* name, const Tensor& tensor, int64_t groups, const int64_t* tail, int64_t dims) {
+inline void check_shape(const char* name, const Tensor& tensor, int64_t groups, const int64_t* tail, int64_t dims) {
   const int64_t extra = tensor.dim() - dims;
   bool fits = extra == 0 || (extra == 1 && tensor.size(0) == groups);
   for (int64_t d = 0; fits && d < dims; ++d) {
@@ -43,10 +41,6 @@ inline void check_dtype(const char* name, const Tensor& tensor, ScalarType expec
       torch::headeronly::toString(tensor.scalar_type()));
 }
 
-inline bool is_half(ScalarType type) {
-  return type == ScalarType::Half || type == ScalarType::BFloat16;
-}
-
 inline void check_float(const char* name, const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();
   STD_TORCH_CHECK(
@@ -54,9 +48,28 @@ inline void check_float(const char* name, const Tensor& tensor) {
       ": expected float64, float32, bfloat16 or float16, got ", torch::headeronly::toString(type));
 }
 
-// What a kernel accumulates in and losses are returned in: float32, or float64 for float64.
-inline ScalarType accumulate_type(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+// `tensor` is on the device of `first`. The CPU has the index -1.
+inline void check_device(const char* name, const Tensor& tensor, const Tensor& first) {
+  const auto index = first.get_device_index();
+  STD_TORCH_CHECK(
+      tensor.get_device_index() == index, name, ": expected a tensor on ",
+      index < 0 ? "the CPU" : "cuda:" + std::to_string(index));
+}
+
+// The enumerator whose number is `value`, one of `choices`.
+template <class Enum>
+Enum checked(const char* name, int64_t value, std::initializer_list<Enum> choices) {
+  for (const Enum choice : choices) {
+    if (static_cast<int64_t>(choice) == value) {
+      return choice;
+    }
+  }
+  std::string expected;
+  for (const Enum* choice = choices.begin(); choice != choices.end(); ++choice) {
+    expected += choice == choices.begin() ? "" : choice + 1 == choices.end() ? " or " : ", ";
+    expected += std::to_string(static_cast<int64_t>(*choice));
+  }
+  STD_TORCH_CHECK(false, name, ": expected ", expected, ", got ", value);
 }
 
 }  // namespace merc

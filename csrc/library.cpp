@@ -3,8 +3,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(merc, m) {
-  // save: 0 nothing; 1 seven numbers a row for kd_divergence_backward; 2 the student's gradient for a gradient of 1.
-  // divisor is what the reduction divided by. direction: 0 forward, 1 reverse, 2 js. reduction: 0 none, 1 sum, 2 batchmean.
+  // The enumerations are those of reduction.h and kd_divergence/options.h. save: nothing; seven numbers a row for
+  // kd_divergence_backward; or the student's gradient for a gradient of 1. divisor is what the reduction divided by.
   m.def(
       "kd_divergence(Tensor student, Tensor teacher, Tensor? row_temperature, Tensor? labels, Tensor? row_weights, "
       "float temperature, int direction, float beta, float ce_weight, bool scale_by_t2, int ignore_index, "
@@ -15,9 +15,9 @@ STABLE_TORCH_LIBRARY(merc, m) {
       "float ce_weight, bool scale_by_t2, int ignore_index, bool student_grad, bool teacher_grad) "
       "-> (Tensor student_grad, Tensor teacher_grad)");
 
-  // focal: 0 similarity, 1 probability. reduction: 0 none, 1 sum, 2 mean, 3 batchmean; divisor is what it divided by.
   // Per group the rows stand as embeddings, prototypes, refs: z are the unit rows, norms their lengths, stats (G, T, 4)
-  // m, G, a and L - m (see cpu/focal_contrastive.cpp), index what else a backend keeps of a row for its backward pass.
+  // m, G, a and L - m (focal_contrastive/cpu/operator.cpp), index what else a backend keeps of a row for its backward
+  // pass; divisor is what the reduction divided by.
   m.def(
       "focal_contrastive(Tensor embeddings, Tensor labels, Tensor? prototypes, Tensor? refs, Tensor? ref_labels, "
       "Tensor? class_weights, Tensor? temperature_tensor, float temperature, float gamma, int focal, "

@@ -1,10 +1,10 @@
 """Focal contrastive and distillation losses for PyTorch."""
 
 from merc_kernels import reference
-from merc_kernels._library import backends, use_backend
+from merc_kernels._shared.backends import backends, default_backend, use_backend
 from merc_kernels._version import __version__
-from merc_kernels.functional import class_balanced_weights, focal_contrastive_loss, kd_divergence
-from merc_kernels.losses import FocalContrastiveLoss, KDDivergence
+from merc_kernels.focal_contrastive import FocalContrastiveLoss, class_balanced_weights, focal_contrastive_loss
+from merc_kernels.kd_divergence import KDDivergence, kd_divergence
 
 __all__ = [
     "FocalContrastiveLoss",
@@ -12,6 +12,7 @@ __all__ = [
     "__version__",
     "backends",
     "class_balanced_weights",
+    "default_backend",
     "focal_contrastive_loss",
     "kd_divergence",
     "reference",

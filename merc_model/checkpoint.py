@@ -1,7 +1,7 @@
 """The files of a run folder: what is in them, how they are written and read.
 
 config.json        the resolved configuration, the seed, the corpus (name, sizes, hash), versions and machine
-model.safetensors  the weights, and each feature's mean and sd under ``encoders.<modality>.standardize``
+model.safetensors  the weights, each feature's mean and sd under ``features.<modality>.standardize``, the memory
 history.jsonl      a row an epoch
 metrics.json       written last but for the pictures: a folder that has it is a finished run
 resume.pt          the trainer's state, there only until the run is finished
@@ -30,7 +30,7 @@ from merc_model.files import write_whole
 from merc_model.model import MercModel
 from merc_model.size import build
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class RunFolder:
             raise UserError(f"{self.path} exists; go on in it with --resume, or give another --out") from None
         except OSError as error:
             raise UserError(f"{self.path}: cannot be made: {error.strerror or error}") from None
-        statistics = "model.safetensors: encoders.<modality>.standardize.mean and .sd"
+        statistics = "model.safetensors: features.<modality>.standardize.mean and .sd"
         self.write_json(
             "config.json",
             {"format": FORMAT, "environment": environment(), "feature_statistics": statistics}
@@ -127,7 +127,9 @@ class RunFolder:
         """config.json, read back."""
         values = self.read_json("config.json")
         if values.get("format") != FORMAT:
-            raise UserError(f"{self.path}: run format {values.get('format')!r}; this version reads {FORMAT}")
+            raise UserError(
+                f"{self.path}: run format {values.get('format')!r}; this version reads {FORMAT}: train it again"
+            )
         path = self.path / "config.json"
         try:
             config = Config().changed(dict(values["config"]))

@@ -1,4 +1,4 @@
-"""The command ``merc``: train, evaluate, predict, convert, info."""
+"""The command ``merc``: train, evaluate, predict, ablate, convert, info."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import itertools
 import json
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ import torch
 
 import merc_kernels
 from merc_model import report
+from merc_model.ablation import cells, results, rows
+from merc_model.ablation.processes import cores
 from merc_model.checkpoint import Record, RunFolder, load
 from merc_model.config import MODALITIES, Config, load_preset, parse_settings, presets
 from merc_model.data.community import LAYOUTS, convert
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("merc: interrupted; merc train goes on from its last save with --resume", file=sys.stderr)
+        print("merc: interrupted; merc train goes on with --resume, merc ablate with the same command", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
@@ -106,6 +109,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
     command.add_argument("--device", default="auto", metavar="D")
 
+    command = commands.add_parser("ablate", help="what each part is worth: one table over rows and seeds")
+    command.set_defaults(run=_ablate)
+    command.add_argument("--data", type=Path, metavar="CORPUS", help="default: the embedded synthetic one")
+    command.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(presets())}")
+    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", help="of the full model")
+    command.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N-1 (default: 5)")
+    command.add_argument("--jobs", type=int, metavar="J", help="trainings beside each other (default: the cores)")
+    command.add_argument(
+        "--folds", type=int, metavar="K", help="compare on K folds of the training dialogues; test is not touched"
+    )
+    command.add_argument(
+        "--rows", type=lambda text: text.split(","), default=[], metavar="NAMES", help="such as early,ce,full"
+    )
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda, …")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: ablations/NAME-OF-CORPUS; goes on in it")
+
     command = commands.add_parser("convert", help="the field's pickles to a corpus .npz, read safely")
     command.set_defaults(run=_convert)
     command.add_argument("files", nargs="+", type=Path, metavar="FILES")
@@ -113,8 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--layout", choices=sorted(LAYOUTS), metavar="NAME", help=f"one of {', '.join(sorted(LAYOUTS))}"
     )
+    command.add_argument(
+        "--groups", metavar="prefix:N", help="dialogues whose ids begin alike are not parted by cuts and folds"
+    )
 
-    commands.add_parser("info", help="versions, devices, backends").set_defaults(run=_info)
+    command = commands.add_parser("info", help="versions, devices, backends, and which of them a call takes")
+    command.set_defaults(run=_info)
+    command.add_argument("--check", action="store_true", help="try each backend on small problems, and time them")
     return parser
 
 
@@ -123,7 +147,7 @@ def _train(options: argparse.Namespace) -> None:
     config = load_preset(options.preset) if options.preset else _default_config(options.data)
     config = config.changed(parse_settings(options.set))
     given = _corpus(options.data)
-    corpus = given.with_validation(config.validation_fraction)
+    corpus = _split(given, config)
     out: Path = options.out or Path("runs") / corpus.name
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed: expected at least 0 and below 2^63, got {options.seed}")
@@ -141,9 +165,9 @@ def _train(options: argparse.Namespace) -> None:
     for seed, folder in runs.items():
         record = Record.of(config, seed, corpus, options.data)
         results.append(train(RunFolder(folder), record, corpus, device, options.resume, () if results else notes))
-        shown = "test" if results[-1]["test"] else "valid"
-        print(f"{corpus.name}, {shown} set, seed {seed}" + (f" ({_MADE_UP})" if options.data is None else ""))
-        _print_metrics(results[-1][shown])
+        for shown in [split for split in ("test", "valid") if results[-1][split]][:1]:
+            print(f"{corpus.name}, {shown} set, seed {seed}" + (f" ({_MADE_UP})" if options.data is None else ""))
+            _print_metrics(results[-1][shown])
         print(f"report: {folder}")
     if options.seeds is not None:
         summary = summarize(out, results)
@@ -159,7 +183,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     path = options.data or record.source
     corpus = _corpus(path)
     if options.data is None or options.split != "test":
-        corpus = corpus.with_validation(record.config.validation_fraction)
+        corpus = _split(corpus, record.config)
     if options.data is None and corpus.fingerprint() != record.corpus["sha256"]:
         raise UserError(
             f"{path or 'the embedded corpus'} is not what the run was trained on; name the corpus with --data"
@@ -207,18 +231,54 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"timeline: {picture}", file=sys.stderr)
 
 
+def _ablate(options: argparse.Namespace) -> None:
+    config = load_preset(options.preset) if options.preset else _default_config(options.data)
+    for name, value in (("--seeds", options.seeds), ("--jobs", options.jobs)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: expected at least 1, got {value}")
+    corpus = _corpus(options.data)
+    ablation = cells.Ablation(
+        corpus=corpus,
+        config=config.changed(parse_settings(options.set)),
+        rows=rows.chosen(options.rows),
+        seeds=options.seeds,
+        folds=options.folds,
+        device=str(_device(options.device)),
+        folder=options.out or Path("ablations") / (corpus.name + (f"-{options.folds}-folds" if options.folds else "")),
+    )
+    cells.run(ablation, options.jobs or cores(), lambda line: print(f"merc ablate: {line}", file=sys.stderr))
+    print(results.write(ablation), end="")
+    if options.data is None:
+        print(f"\n{_MADE_UP}")
+    print(f"\ntable: {ablation.folder / 'results.md'}")
+
+
 def _convert(options: argparse.Namespace) -> None:
     if options.out.suffix.lower() != ".npz":
         raise UserError(f"--out {options.out}: expected a name that ends in .npz")
     if options.out.exists():
         raise UserError(f"{options.out} exists; give another --out")
-    corpus = convert(options.files, options.layout, warn=lambda warning: print(f"warning: {warning}", file=sys.stderr))
+    first: Path = options.files[0]
+    if first.suffix == ".npz":
+        if options.groups is None or len(options.files) > 1 or options.layout:
+            raise UserError(f"{first} is a corpus already; merc convert can only add groups to it, with --groups")
+        corpus = Corpus.load(first)
+    else:
+        corpus = convert(
+            options.files, options.layout, warn=lambda warning: print(f"warning: {warning}", file=sys.stderr)
+        )
+    if options.groups is not None:
+        corpus = corpus.with_groups(options.groups)
     corpus.save(options.out)
     dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
     print(f"{options.out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}")
+    if corpus.groups is not None:
+        names, counts = np.unique(corpus.groups, return_counts=True)
+        shown = [f"{name} {count}" for name, count in zip(names[:8], counts, strict=False)]
+        print(f"groups: {len(names)} ({', '.join(shown)}{', …' if len(names) > 8 else ''} dialogues)")
 
 
-def _info(_: argparse.Namespace) -> None:
+def _info(options: argparse.Namespace) -> None:
     print(f"merc-kdc {merc_kernels.__version__}, Python {platform.python_version()}, {platform.platform()}")
     for package in ("torch", "triton", "numpy", "scikit-learn", "safetensors", "matplotlib"):
         try:
@@ -229,6 +289,27 @@ def _info(_: argparse.Namespace) -> None:
     print(f"devices: cpu ({torch.get_num_threads()} threads)" + "".join(f", {name}" for name in devices))
     for name, state in merc_kernels.backends().items():
         print(f"backend {name}: {state}")
+    for line in _defaults():
+        print(line)
+    if options.check and subprocess.run([sys.executable, "-m", "merc_kernels.check"], check=False).returncode:
+        raise UserError("a backend that is on has wrong values, or broke off; the lines above say which")
+
+
+def _defaults() -> Iterator[str]:
+    """What a call without ``backend=`` takes here, on this machine's devices and on the kinds of GPU there are."""
+    here: list[tuple[str, tuple[int, int] | None]] = [("cpu", None)]
+    if torch.cuda.is_available():
+        here.append(("cuda", torch.cuda.get_device_capability()))
+    else:
+        here += [("cuda", capability) for capability in ((7, 5), (8, 0), (9, 0))]
+    for device, capability in here:
+        place = device if capability is None else f"{device}, sm_{capability[0]}{capability[1]}"
+        for operator, sizes, width in (("focal_contrastive", (512, 2048, 16384), 256), ("kd_divergence", (512,), 7)):
+            for count in sizes:
+                name, reason = merc_kernels.default_backend(
+                    operator, device=device, dtype=torch.bfloat16, rows=count, width=width, capability=capability
+                )
+                yield f"default of {operator} on {place}, {count} x {width}, bfloat16: {name} ({reason})"
 
 
 def _free(path: Path) -> Path:
@@ -243,6 +324,11 @@ def _default_config(data: Path | None) -> Config:
 
 def _corpus(path: Path | None) -> Corpus:
     return synthetic() if path is None else Corpus.load(path)
+
+
+def _split(corpus: Corpus, config: Config) -> Corpus:
+    """The corpus with a validation set where the epoch is chosen; else all training dialogues are trained on."""
+    return corpus if config.select_on == "last" else corpus.with_validation(config.validation_fraction)
 
 
 def _note(corpus: Corpus, lines: Sequence[str]) -> None:

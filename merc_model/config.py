@@ -23,71 +23,89 @@ class Config:
 
     Attributes:
         hidden_dim: width of every encoder and of the fusion.
-        layers: transformer layers of an encoder.
+        layers: dialogue layers of a modality's encoder.
+        fusion_layers: dialogue layers over the fused states.
         heads: attention heads of a layer.
-        dropout: on the projected features and inside the transformer layers.
-        speaker_slots: rows of the speaker table; a dialogue with more speakers shares them, index modulo slots.
-        text_leading: text is anchored and the others shift it (False: the present modalities are averaged).
-        shift_limit: β, the largest length of the shift beside that of the text vector.
+        dropout: inside the dialogue layers, on the projected features and before every classifier.
+        feature_dropout: on the features themselves.
+        speaker_relative: audio and visual features are given a second time, relative to their speaker's own mean and
+            sd in the dialogue.
+        fusion: ``late``: an encoder per modality, then fused; ``early``: the control without teacher and students,
+            which concatenates the features before one encoder.
+        text_leading: text asks the others over the dialogue and is completed by them (False: the present
+            modalities are averaged) (stated; the form ours).
         projection_dim: width of the embeddings that the contrastive loss sees.
-        epochs: the most epochs of one stage.
-        patience: epochs without a better validation weighted F1 before a stage stops.
-        batch_dialogues: dialogues a batch.
+        memory: the training utterances most like an utterance have a say in its prediction (ours, after
+            kNN-LM).
+        memory_weight: of their evidence beside the logits.
+        memory_temperature: τ of the softmax over similarities; the smaller, the fewer neighbours count.
+        epochs: of training.
+        batch_dialogues: dialogues per batch.
         learning_rate: of AdamW, reached after the warm-up.
-        encoder_learning_rate_scale: what the encoders' learning rate is multiplied by in the fusion stage.
-        weight_decay: of AdamW.
-        warmup: share of a stage's epochs in which the learning rate rises; it then falls as a cosine.
+        weight_decay: of AdamW, on matrices.
+        warmup: share of the epochs in which the learning rate rises; it then falls as a cosine.
         clip_norm: largest gradient norm.
-        average_decay: decay of the running average of the weights, which is what is validated and kept; 0 keeps
+        average_decay: decay of the running average of the weights, which is what is kept and what teaches; 0 takes
             the weights themselves.
         label_smoothing: of every cross entropy.
-        class_balance: α of the cross entropies' class weights (N/n_c)^α; 0 weighs classes alike.
-        modality_dropout: chance that a dialogue loses an audio or visual modality in a fusion step.
-        modality_ce_weight: λ of the cross entropy on each modality's own head in the fusion stage.
-        kd: distil the teacher's responses into the students.
+        class_balance: α of the cross entropies' class weights (N/n_c)^α; 0 weighs classes alike (form:
+            MultiEMO).
+        prior_adjustment: how much of the logarithm of each class's share is taken from the fused logits at
+            prediction, so that a rare class is not given up for its rarity (Menon et al. 2021).
+        modality_dropout: chance that a dialogue loses a modality in a training step; it never loses all.
+        modality_ce_weight: λ of the cross entropy on each modality's own head (SDT).
+        kd: distil the text teacher's responses into the students (stated).
         kd_weight: λ of it.
-        kd_temperature: T of it.
-        feature_kd: distil the relations between the teacher's hidden states of a batch.
+        kd_temperature: T of it (TelME).
+        kd_warmup: share of training over which both distillations grow to their weight, as the teacher learns.
+        feature_kd: distil the relations between the teacher's hidden states of a batch (TelME).
         feature_kd_weight: λ of it.
         feature_kd_temperature: T of its softmax over cosines.
-        fcl: focal contrastive loss in the fusion stage.
+        fcl: focal contrastive loss on the fused states (stated).
         fcl_weight: λ of it.
         fcl_temperature: τ of it.
         fcl_gamma: γ of it; 0 is the supervised contrastive loss.
-        fcl_focal: the focal factor, ``similarity`` or ``probability``.
-        fcl_class_balance: α of its class weights.
-        elcl: one learnable prototype a class joins the contrastive batch.
+        fcl_focal: the focal factor, ``similarity`` or ``probability`` (stated in words; `probability`:
+            MultiEMO).
+        fcl_class_balance: α of its class weights (form: MultiEMO).
+        elcl: one learnable prototype per class joins the contrastive batch (stated; the form: SSLCL, EACL).
         prototype_anchors: the prototypes are anchors too, not candidates alone.
-        validation_fraction: share of the training dialogues cut off where a corpus has no validation set.
-        select_on: where the best epoch is chosen; ``test`` is legacy, for comparison with papers that did so.
+        select_on: which epoch is kept: the ``last``, and then no validation set is cut off where a corpus has
+            none; or the best on ``valid``, or on ``test``, for comparison with papers that did so.
+        validation_fraction: share of the training dialogues cut off under ``valid`` where a corpus has no such set.
     """
 
-    hidden_dim: int = 192
-    layers: int = 2
-    heads: int = 8
-    dropout: float = 0.5
-    speaker_slots: int = 10
+    hidden_dim: int = 128
+    layers: int = 1
+    fusion_layers: int = 1
+    heads: int = 4
+    dropout: float = 0.3
+    feature_dropout: float = 0.3
+    speaker_relative: bool = True
+    fusion: Literal["late", "early"] = "late"
     text_leading: bool = True
-    shift_limit: float = 0.5
     projection_dim: int = 128
-    epochs: int = 40
-    patience: int = 12
-    batch_dialogues: int = 16
-    learning_rate: float = 5e-4
-    encoder_learning_rate_scale: float = 0.3
-    weight_decay: float = 0.01
+    memory: bool = True
+    memory_weight: float = 0.5
+    memory_temperature: float = 0.05
+    epochs: int = 24
+    batch_dialogues: int = 8
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
     warmup: float = 0.1
     clip_norm: float = 1.0
-    average_decay: float = 0.9
+    average_decay: float = 0.97
     label_smoothing: float = 0.1
     class_balance: float = 0.0
+    prior_adjustment: float = 0.0
     modality_dropout: float = 0.1
-    modality_ce_weight: float = 0.3
+    modality_ce_weight: float = 1.0
     kd: bool = True
-    kd_weight: float = 0.3
+    kd_weight: float = 0.5
     kd_temperature: float = 2.0
+    kd_warmup: float = 0.3
     feature_kd: bool = True
-    feature_kd_weight: float = 1.0
+    feature_kd_weight: float = 0.5
     feature_kd_temperature: float = 0.1
     fcl: bool = True
     fcl_weight: float = 0.3
@@ -97,8 +115,8 @@ class Config:
     fcl_class_balance: float = 0.5
     elcl: bool = True
     prototype_anchors: bool = False
+    select_on: Literal["last", "valid", "test"] = "last"
     validation_fraction: float = 0.15
-    select_on: Literal["valid", "test"] = "valid"
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -119,31 +137,12 @@ class Config:
 
 
 _POSITIVE = {
-    *(
-        "hidden_dim",
-        "layers",
-        "heads",
-        "speaker_slots",
-        "projection_dim",
-        "epochs",
-        "patience",
-        "batch_dialogues",
-    ),
-    *(
-        "learning_rate",
-        "clip_norm",
-        "kd_temperature",
-        "feature_kd_temperature",
-        "fcl_temperature",
-        "shift_limit",
-    ),
+    *("hidden_dim", "layers", "heads", "projection_dim", "epochs", "batch_dialogues"),
+    *("learning_rate", "clip_norm", "memory_temperature", "kd_temperature", "kd_warmup"),
+    *("feature_kd_temperature", "fcl_temperature"),
 }
 _BELOW_ONE = {
-    "dropout",
-    "warmup",
-    "average_decay",
-    "label_smoothing",
-    "modality_dropout",
+    *("dropout", "feature_dropout", "warmup", "average_decay", "label_smoothing", "modality_dropout"),
     "validation_fraction",
 }
 

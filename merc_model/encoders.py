@@ -1,17 +1,19 @@
 """One modality of a dialogue → a hidden state an utterance.
 
-Projection + position + speaker embedding + masked dialogue transformer: taken from SDT (Ma et al., 2023,
-https://arxiv.org/abs/2310.20494), whose attention lacked the padding mask.
+Projection and masked dialogue transformer: taken from SDT (Ma et al., 2023, https://arxiv.org/abs/2310.20494). Position
+and speaker stand in the attention (`DialogueAttention`).
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from merc_model.attention import DialogueLayer
 from merc_model.config import Config
+
+_LARGEST = 8.0  # standardised features are clipped here: a burst of noise is no evidence
+_PRIOR_ROWS = 2  # how many average rows a speaker's own statistics are mixed with
 
 
 class Standardize(nn.Module):
@@ -35,53 +37,77 @@ class Standardize(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Standardised features, the same shape."""
-        standardized: Tensor = (features - self.mean) / self.sd
+        standardized: Tensor = ((features - self.mean) / self.sd).clamp(-_LARGEST, _LARGEST)
         return standardized
 
 
-def sinusoids(length: int, dim: int, device: torch.device) -> Tensor:
-    """``(length, dim)`` sine and cosine positions (Vaswani et al., 2017): no longest dialogue."""
-    rates = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000.0) / dim))
-    angles = torch.arange(length, device=device)[:, None] * rates
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+def speaker_relative(features: Tensor, present: Tensor, speakers: Tensor) -> Tensor:
+    """Features relative to their speaker's own mean and sd in the dialogue; 0 where not present.
+
+    Args:
+        features: ``(B, L, D)``, standardised.
+        present: ``(B, L)`` bool; the other rows do not count.
+        speakers: ``(B, L)`` int64.
+
+    Few rows tell little, so the statistics are shrunk towards mean 0 and sd 1.
+    """
+    features = torch.where(present[..., None], features, 0)
+    same = (speakers[:, :, None] == speakers[:, None]) & present[:, None]  # [B, L, L]
+    same = same.to(features.dtype)
+    count = same.sum(dim=-1, keepdim=True)
+    mean = same @ features / count.clamp_min(1)
+    deviation = ((same @ features.square()) - count * mean.square()).clamp_min(0)
+    sd = ((deviation + _PRIOR_ROWS + 1) / (count + _PRIOR_ROWS + 1)).sqrt()
+    relative = (features - mean * count / (count + _PRIOR_ROWS)) / sd
+    return torch.where(present[..., None], relative, 0)
+
+
+class Features(nn.Module):
+    """What an encoder sees of a modality: standardised features and, if asked, the same relative to the speaker.
+
+    Args:
+        input_dim: D_m, the width of the corpus's features.
+        relative: append `speaker_relative`.
+
+    Attributes:
+        dim: the width of what comes out.
+    """
+
+    def __init__(self, input_dim: int, relative: bool) -> None:
+        super().__init__()
+        self.relative = relative
+        self.standardize = Standardize(input_dim)
+        self.dim = 2 * input_dim if relative else input_dim
+
+    def forward(self, features: Tensor, present: Tensor, speakers: Tensor) -> Tensor:
+        """``(B, L, dim)``, 0 where not present."""
+        seen = torch.where(present[..., None], self.standardize(features), 0)
+        return torch.cat((seen, speaker_relative(seen, present, speakers)), dim=-1) if self.relative else seen
 
 
 class DialogueEncoder(nn.Module):
-    """Encodes one modality.
+    """Encodes one modality, or several that were concatenated.
 
     Args:
-        input_dim: D_m, the width of its features.
-        config: hidden_dim, layers, heads, dropout and speaker_slots are read.
+        input_dim: width of what comes in.
+        layers: how many `DialogueLayer` follow the projection.
+        config: hidden_dim, heads, dropout and feature_dropout are read.
     """
 
-    def __init__(self, input_dim: int, config: Config) -> None:
+    def __init__(self, input_dim: int, layers: int, config: Config) -> None:
         super().__init__()
-        self.input_dim = input_dim
-        self.standardize = Standardize(input_dim)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.project = nn.Linear(input_dim, config.hidden_dim)
         self.missing = nn.Parameter(torch.zeros(config.hidden_dim))
-        self.speaker = nn.Embedding(config.speaker_slots, config.hidden_dim)
-        nn.init.normal_(self.speaker.weight, std=0.1)
         self.dropout = nn.Dropout(config.dropout)
-        layer = nn.TransformerEncoderLayer(
-            config.hidden_dim,
-            config.heads,
-            dim_feedforward=2 * config.hidden_dim,
-            dropout=config.dropout,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.transformer = nn.TransformerEncoder(
-            layer, config.layers, norm=nn.LayerNorm(config.hidden_dim), enable_nested_tensor=False
-        )
+        self.layers = nn.ModuleList([DialogueLayer(config) for _ in range(layers)])
+        self.norm = nn.LayerNorm(config.hidden_dim)
 
     def forward(self, features: Tensor, present: Tensor, speakers: Tensor, utterance_mask: Tensor) -> Tensor:
-        """Hidden states ``(B, L, H)`` of features ``(B, L, D_m)``; utterances that are not present are guessed."""
-        projected = self.project(self.standardize(features))
-        hidden = torch.where(present[..., None], projected, self.missing)
-        hidden = hidden + self.speaker(speakers % self.speaker.num_embeddings)
-        hidden = hidden + 0.1 * sinusoids(hidden.shape[1], hidden.shape[2], hidden.device)
-        # torch's mask is True where a key is padding, ours where an utterance is real
-        encoded: Tensor = self.transformer(self.dropout(hidden), src_key_padding_mask=~utterance_mask)
+        """Hidden states ``(B, L, H)`` of features ``(B, L, D)``; utterances that are not present are guessed."""
+        projected = self.project(self.feature_dropout(features))
+        hidden = self.dropout(torch.where(present[..., None], projected, self.missing))
+        for layer in self.layers:
+            hidden = layer(hidden, speakers, utterance_mask)
+        encoded: Tensor = self.norm(hidden)
         return encoded

@@ -54,7 +54,7 @@ def predict(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop
     device = model.prototypes.device
     labels: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     embeddings: list[NDArray[np.float32]] = []
-    probabilities: dict[str, list[NDArray[np.float32]]] = {head: [] for head in (FUSED, *model.modalities)}
+    probabilities: dict[str, list[NDArray[np.float32]]] = {head: [] for head in (FUSED, *model.heads)}
     for batch in batches(corpus, dialogues, _BATCH_DIALOGUES, device):
         for modality in drop:
             batch = batch.without(modality)
@@ -120,6 +120,6 @@ def check_features(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64
         raise UserError("cannot drop every modality of the corpus: nothing would be left to predict from")
     for modality in corpus.features:
         if modality not in drop:
-            statistics = model.encoder(modality).standardize
+            statistics = model.standardize(modality)
             mean, sd = statistics.mean.double().cpu().numpy(), statistics.sd.double().cpu().numpy()
             refuse_outliers(corpus, modality, corpus.rows(dialogues), mean, sd)

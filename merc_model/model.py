@@ -1,4 +1,4 @@
-"""The MERC-KDC network: an encoder and a head a modality, a fusion, a classifier, label prototypes."""
+"""The MERC-KDC network: an encoder and a head a modality, a fusion, a classifier, label prototypes, a memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from merc_model.config import MODALITIES, TEACHER, Config
 from merc_model.data.batch import Batch
-from merc_model.encoders import DialogueEncoder
+from merc_model.early import EarlyFusion
+from merc_model.encoders import DialogueEncoder, Features, Standardize
 from merc_model.errors import UserError
 from merc_model.fusion import MeanFusion, TextLedFusion
+from merc_model.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -21,68 +23,122 @@ class Output:
     """What the network says of a batch.
 
     Attributes:
-        logits: ``(B, L, C)`` of the fused states.
+        logits: ``(B, L, C)`` of the fused states; in evaluation mode of the students in dialogues without any text,
+            adjusted by the prior, with the memory's evidence.
         embeddings: ``(B, L, P)`` fused states through the projection head, for the contrastive loss.
-        modality_logits: modality → ``(B, L, C)`` of its own head.
+        modality_logits: modality → ``(B, L, C)`` of its own head; empty under early fusion, which has no such heads.
+        hidden: modality → ``(B, L, H)`` of its own encoder, likewise.
     """
 
     logits: Tensor
     embeddings: Tensor
     modality_logits: dict[str, Tensor]
+    hidden: dict[str, Tensor]
 
 
 class MercModel(nn.Module):
-    """MERC-KDC.
+    """MERC-KDC, or its control that concatenates the features (``config.fusion``).
 
     Args:
         dims: modality → width of its features; text must be among them.
         label_names: the C emotions.
         config: the sizes and switches.
 
+    Attributes:
+        dims: modality → width of the features it expects.
+        log_prior: ``(C,)`` logarithm of each class's share of the training utterances.
+
     Raises:
         UserError: no text.
     """
+
+    log_prior: Tensor
 
     def __init__(self, dims: Mapping[str, int], label_names: Sequence[str], config: Config) -> None:
         super().__init__()
         if TEACHER not in dims:
             raise UserError(f"the corpus has no text, and text is the teacher; it has {', '.join(dims) or 'nothing'}")
         self.modalities = [modality for modality in MODALITIES if modality in dims]
+        self.dims = {modality: dims[modality] for modality in self.modalities}
         self.label_names = [str(name) for name in label_names]
         hidden, num_classes = config.hidden_dim, len(self.label_names)
-        self.encoders = nn.ModuleDict({m: DialogueEncoder(dims[m], config) for m in self.modalities})
-        self.heads = nn.ModuleDict({m: nn.Linear(hidden, num_classes) for m in self.modalities})
-        self.fusion = (TextLedFusion if config.text_leading else MeanFusion)(self.modalities, config)
+        self.features = nn.ModuleDict(
+            {m: Features(dims[m], config.speaker_relative and m != TEACHER) for m in self.modalities}
+        )
+        widths = {modality: self._features(modality).dim for modality in self.modalities}
+        encoded = [] if config.fusion == "early" else self.modalities
+        self.encoders = nn.ModuleDict({m: DialogueEncoder(widths[m], config.layers, config) for m in encoded})
+        self.heads = nn.ModuleDict({m: nn.Linear(hidden, num_classes) for m in encoded})
+        self.fusion: EarlyFusion | TextLedFusion | MeanFusion
+        if config.fusion == "early":
+            self.fusion = EarlyFusion(widths, config)
+        else:
+            self.fusion = (TextLedFusion if config.text_leading else MeanFusion)(self.modalities, config)
+        self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(hidden, num_classes)
         self.projection = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, config.projection_dim))
         self.prototypes = nn.Parameter(torch.randn(num_classes, config.projection_dim))
-
-    @property
-    def dims(self) -> dict[str, int]:
-        """Modality → width of the features it expects."""
-        return {modality: self.encoder(modality).input_dim for modality in self.modalities}
+        self.memory = Memory(widths, num_classes, config) if config.memory else None
+        self.memory_weight = config.memory_weight
+        self.register_buffer("log_prior", torch.zeros(num_classes))
+        self.prior_adjustment = config.prior_adjustment
 
     @property
     def students(self) -> list[str]:
         """The modalities that learn from text."""
         return [modality for modality in self.modalities if modality != TEACHER]
 
-    def encoder(self, modality: str) -> DialogueEncoder:
-        """The encoder of one modality."""
-        return cast(DialogueEncoder, self.encoders[modality])
+    def standardize(self, modality: str) -> Standardize:
+        """What standardises the features of one modality."""
+        return self._features(modality).standardize
 
     def encode(self, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states ``(B, L, H)`` and logits ``(B, L, C)`` of one modality by itself."""
-        hidden = self.encoder(modality)(
-            batch.features[modality], batch.present[modality], batch.speakers, batch.utterance_mask
-        )
-        return hidden, self.heads[modality](hidden)
+        return self._encode(modality, self._seen(modality, batch), batch)
+
+    @torch.no_grad()
+    def remember(self, batch: Batch) -> None:
+        """Put the labelled utterances of a batch into the memory, where there is one."""
+        if self.memory is not None:
+            self.memory.fill({modality: self._seen(modality, batch) for modality in self.modalities}, batch)
 
     def forward(self, batch: Batch) -> Output:
         """All modalities, fused; one that the batch lacks is missing in every utterance."""
         batch = batch.completed(self.dims)
+        seen = {modality: self._seen(modality, batch) for modality in self.modalities}
         hidden, modality_logits = {}, {}
-        for modality in self.modalities:
-            hidden[modality], modality_logits[modality] = self.encode(modality, batch)
-        fused = self.fusion(hidden, batch.present)
-        return Output(self.classifier(fused), self.projection(fused), modality_logits)
+        if isinstance(self.fusion, EarlyFusion):
+            fused = self.fusion(seen, batch)
+        else:
+            for modality, rows in seen.items():
+                hidden[modality], modality_logits[modality] = self._encode(modality, rows, batch)
+            fused = self.fusion(hidden, batch)
+        logits = self.classifier(self.dropout(fused))
+        if not self.training:
+            logits = self._without_leader(logits, modality_logits, batch)
+            logits = logits - self.prior_adjustment * self.log_prior
+            if self.memory is not None:
+                logits = logits + self.memory_weight * self.memory(seen, batch)
+        return Output(logits, self.projection(fused), modality_logits, hidden)
+
+    def _without_leader(self, logits: Tensor, modality_logits: dict[str, Tensor], batch: Batch) -> Tensor:
+        """``logits``, but in a dialogue without any text the mean of the log-probabilities of the students it has."""
+        total, count = torch.zeros_like(logits), torch.zeros_like(logits[:, :1, :1])
+        for student in (modality for modality in modality_logits if modality != TEACHER):
+            heard = batch.present[student].any(dim=1)[:, None, None]
+            total = total + heard * modality_logits[student].log_softmax(dim=-1)
+            count = count + heard
+        led = batch.present[TEACHER].any(dim=1)[:, None, None] | (count == 0)
+        return torch.where(led, logits, total / count.clamp_min(1))
+
+    def _features(self, modality: str) -> Features:
+        return cast(Features, self.features[modality])
+
+    def _seen(self, modality: str, batch: Batch) -> Tensor:
+        """What the encoder of a modality is given, ``(B, L, D)``."""
+        seen: Tensor = self._features(modality)(batch.features[modality], batch.present[modality], batch.speakers)
+        return seen
+
+    def _encode(self, modality: str, seen: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        hidden = self.encoders[modality](seen, batch.present[modality], batch.speakers, batch.utterance_mask)
+        return hidden, self.heads[modality](self.dropout(hidden))

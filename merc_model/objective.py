@@ -1,4 +1,4 @@
-"""What each stage minimises. Results are dicts of ``*_loss`` terms with their weighted total under ``loss``."""
+"""What training minimises: a dict of ``*_loss`` terms with their weighted total under ``loss``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from merc_kernels import FocalContrastiveLoss, class_balanced_weights, kd_divergence
 from merc_model.config import IGNORE_INDEX, TEACHER, Config
 from merc_model.data.batch import Batch
-from merc_model.model import MercModel
+from merc_model.model import MercModel, Output
 
 
 class Objective(nn.Module):
-    """The losses of the three stages.
+    """The losses.
 
     Args:
         config: weights and switches.
@@ -35,36 +35,25 @@ class Objective(nn.Module):
             ignore_index=IGNORE_INDEX,
         )
 
-    def teacher(self, model: MercModel, batch: Batch) -> dict[str, Tensor]:
-        """Stage 1: cross entropy of the text teacher."""
-        _, logits = model.encode(TEACHER, batch)
-        return self._total({"ce_loss": (1.0, self._cross_entropy(logits, batch))})
+    def forward(
+        self, model: MercModel, teacher: MercModel, batch: Batch, *, whole: Batch | None = None, share: float = 1.0
+    ) -> dict[str, Tensor]:
+        """The terms for a batch.
 
-    def student(self, model: MercModel, modality: str, batch: Batch) -> dict[str, Tensor]:
-        """Stage 2: cross entropy of a student, and the teacher's responses and relations distilled into it.
-
-        The teacher's encoder and head are in evaluation mode here: they are frozen, and predict without dropout.
+        Args:
+            model: what learns.
+            teacher: the running average of ``model``, in evaluation mode: its text path teaches the students.
+            batch: dialogues.
+            whole: the same before they lost modalities, for the teacher.
+            share: of the training that is done; distillation grows with it, as the teacher does.
         """
-        hidden, logits = model.encode(modality, batch)
-        terms = {"ce_loss": (1.0, self._cross_entropy(logits, batch))}
-        if self.config.kd or self.config.feature_kd:
-            with torch.no_grad():
-                teacher_hidden, teacher_logits = model.encode(TEACHER, batch)
-            real = batch.utterance_mask
-            if self.config.kd:
-                response = kd_divergence(logits[real], teacher_logits[real], temperature=self.config.kd_temperature)
-                terms["kd_loss"] = (self.config.kd_weight, response)
-            if self.config.feature_kd:
-                relation = self._relation_divergence(hidden[real], teacher_hidden[real])
-                terms["feature_kd_loss"] = (self.config.feature_kd_weight, relation)
-        return self._total(terms)
-
-    def fusion(self, model: MercModel, batch: Batch) -> dict[str, Tensor]:
-        """Stage 3: cross entropy of the fused and of each modality's logits, and the contrastive loss."""
         output = model(batch)
         terms = {"ce_loss": (1.0, self._cross_entropy(output.logits, batch))}
-        modality_losses = [self._cross_entropy(logits, batch) for logits in output.modality_logits.values()]
-        terms["modality_ce_loss"] = (self.config.modality_ce_weight, torch.stack(modality_losses).sum())
+        if output.modality_logits:
+            heads = [self._cross_entropy(logits, batch) for logits in output.modality_logits.values()]
+            terms["modality_ce_loss"] = (self.config.modality_ce_weight, torch.stack(heads).sum())
+            if model.students and (self.config.kd or self.config.feature_kd):
+                terms |= self._distillation(output, teacher, whole or batch, min(1.0, share / self.config.kd_warmup))
         if self.config.fcl:
             contrastive = self.contrastive(
                 output.embeddings.flatten(0, 1),
@@ -72,7 +61,29 @@ class Objective(nn.Module):
                 prototypes=model.prototypes if self.config.elcl else None,
             )
             terms["fcl_loss"] = (self.config.fcl_weight, contrastive)
-        return self._total(terms)
+        total = torch.stack([weight * term for weight, term in terms.values()]).sum()
+        return {**{name: term.detach() for name, (_, term) in terms.items()}, "loss": total}
+
+    def _distillation(
+        self, output: Output, teacher: MercModel, batch: Batch, scale: float
+    ) -> dict[str, tuple[float, Tensor]]:
+        """The teacher's responses and relations, for every student; unlabelled utterances are distilled too."""
+        with torch.no_grad():
+            hidden, logits = teacher.encode(TEACHER, batch)
+        real = batch.utterance_mask
+        responses, relations = [], []
+        for student in (modality for modality in output.hidden if modality != TEACHER):
+            if self.config.kd:
+                student_logits = output.modality_logits[student][real]
+                responses.append(kd_divergence(student_logits, logits[real], temperature=self.config.kd_temperature))
+            if self.config.feature_kd:
+                relations.append(self._relation_divergence(output.hidden[student][real], hidden[real]))
+        terms = {}
+        if responses:
+            terms["kd_loss"] = (scale * self.config.kd_weight, torch.stack(responses).sum())
+        if relations:
+            terms["feature_kd_loss"] = (scale * self.config.feature_kd_weight, torch.stack(relations).sum())
+        return terms
 
     def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mean over the labelled utterances, 0 where there is none."""
@@ -92,7 +103,3 @@ class Objective(nn.Module):
         temperature = self.config.feature_kd_temperature
         with torch.autocast(student.device.type, enabled=False):
             return kd_divergence(teacher @ student.T, teacher @ teacher.T, temperature=temperature, scale_by_t2=False)
-
-    def _total(self, terms: dict[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
-        total = torch.stack([weight * term for weight, term in terms.values()]).sum()
-        return {**{name: term.detach() for name, (_, term) in terms.items()}, "loss": total}

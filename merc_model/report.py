@@ -58,24 +58,20 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], label_names: Sequence
 
 
 def curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
-    """Each stage's losses and validation weighted F1 over its epochs."""
-    stages = list(dict.fromkeys(row["stage"] for row in history))
+    """The losses over the epochs and, where the epoch was chosen on a set, its weighted F1."""
+    chosen = [name for name in history[0] if name.endswith("weighted_f1")]
+    losses = [name for name in history[0] if name == "loss" or name.endswith("_loss")]
+    shown = [losses, *([chosen] if chosen else [])]
+    epochs = [row["epoch"] for row in history]
     with drawable(title) as (title,):
-        figure = _figure(3.6 * len(stages), 6.5)
+        figure = _figure(6, 4 * len(shown))
         figure.suptitle(title)
-        for column, stage in enumerate(stages):
-            rows = [row for row in history if row["stage"] == stage]
-            epochs = [row["epoch"] for row in rows]
-            losses = figure.add_subplot(2, len(stages), column + 1, title=stage)
-            scores = figure.add_subplot(2, len(stages), len(stages) + column + 1, xlabel="epoch")
-            for name in rows[0]:
-                if name == "loss" or name.endswith("_loss"):
-                    losses.plot(epochs, [row[name] for row in rows], label=name)
-                elif name.endswith("weighted_f1"):
-                    scores.plot(epochs, [row[name] for row in rows], label=name.replace("_", " "))
-            for axes, below in ((losses, -0.1), (scores, -0.22)):  # clear of the curves and of the axis' numbers
-                axes.locator_params(axis="x", integer=True)
-                axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, below), ncols=2)
+        for place, names in enumerate(shown, start=1):
+            axes = figure.add_subplot(len(shown), 1, place, xlabel="epoch")
+            for name in names:
+                axes.plot(epochs, [row[name] for row in history], label=name.replace("_", " "))
+            axes.locator_params(axis="x", integer=True)
+            axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
         _save(figure, path)
 
 
@@ -152,6 +148,30 @@ def timeline(
         columns = max(1, int(width / 1.3))
         _legend(figure.legend, handles, shown, loc="outside lower center", ncols=columns, fontsize="small")
         axes.set_title("height = confidence", loc="right", fontsize="small")
+        _save(figure, path)
+
+
+def scores(path: Path, titles: Sequence[str], values: dict[str, list[list[float]]], title: str) -> None:
+    """Several ways of predicting, one below the other: a dot a seed, and a line at the mean.
+
+    Args:
+        path: the picture.
+        titles: of the ways.
+        values: measure → for each way, its value for each seed.
+        title: of the picture.
+    """
+    places = range(len(titles))
+    with drawable(title, *titles) as (title, *titles):
+        figure = _figure(4 + 3.2 * len(values), 1.4 + 0.32 * len(titles))
+        figure.suptitle(title)
+        for column, (measure, ways) in enumerate(values.items()):
+            axes = figure.add_subplot(1, len(values), column + 1, xlabel=measure.replace("_", " "))
+            for place, seeds in zip(places, ways, strict=True):
+                axes.plot(seeds, [place] * len(seeds), "o", color="tab:blue", alpha=0.5, markersize=4)
+                axes.plot([float(np.mean(seeds))], [place], "|", color="black", markersize=12, markeredgewidth=1.5)
+            axes.set_yticks(places, titles if column == 0 else [""] * len(titles))
+            axes.set_ylim(len(titles) - 0.5, -0.5)
+            axes.grid(axis="x", alpha=0.3)
         _save(figure, path)
 
 

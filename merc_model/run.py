@@ -18,7 +18,7 @@ from merc_model.checkpoint import Record, RunFolder, environment
 from merc_model.config import Config
 from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
-from merc_model.evaluation import predict
+from merc_model.evaluation import FUSED, predict
 from merc_model.model import MercModel
 from merc_model.training import Training
 
@@ -39,7 +39,7 @@ def train(
     Args:
         folder: where; made here unless ``resume`` finds it.
         record: what to train, as `Record.of` the corpus gives it.
-        corpus: with a validation split.
+        corpus: with a validation set where the configuration chooses the epoch on it.
         device: where to compute.
         resume: go on in the folder if it is there; a finished run gives its metrics at once.
         notes: lines to print once nothing stands in the way any more.
@@ -97,11 +97,12 @@ def _finish(folder: RunFolder, training: Training) -> dict[str, Any]:
     folder.write_model(training.model)
     folder.write_history(training.history)
     corpus = training.corpus
+    scores = {split: training.metrics(split) for split in ("test", "valid")}
     metrics: dict[str, Any] = {
-        "test": training.stage_metrics.get("fusion", {}),
-        "valid": training.metrics("valid") if corpus.class_counts(corpus.dialogues("valid")).sum() else {},
-        "stages": {name: {"test": values} for name, values in training.stage_metrics.items() if name != "fusion"},
-        "seconds": {name: round(value, 3) for name, value in training.seconds.items()},
+        "test": scores["test"].get(FUSED, {}),
+        "valid": scores["valid"].get(FUSED, {}),
+        "heads": {head: {"test": values} for head, values in scores["test"].items() if head != FUSED},
+        "seconds": {"training": round(training.seconds, 3)},
         "seed": training.seed,
     }
     folder.write_json("metrics.json", metrics)
@@ -118,12 +119,13 @@ def _draw(
     metrics: dict[str, Any],
     history: list[dict[str, Any]],
 ) -> None:
-    shown = "test" if metrics["test"] else "valid"
+    shown = next((split for split in ("test", "valid") if metrics[split]), "train")
     predictions = predict(model, corpus, corpus.dialogues(shown))
+    counts = (metrics.get(shown) or predictions.metrics(model.label_names))["confusion"]
     title = f"{corpus.name}, {shown} set"
     prototypes = model.prototypes.detach().float().cpu().numpy() if config.fcl and config.elcl else None
     confusion, curves, embeddings = (folder.path / name for name in _PICTURES)
-    report.attempt(report.confusion, confusion, metrics[shown]["confusion"], model.label_names, title)
+    report.attempt(report.confusion, confusion, counts, model.label_names, title)
     report.attempt(report.curves, curves, history, corpus.name)
     report.attempt(report.embeddings, embeddings, predictions, prototypes, model.label_names, title)
 

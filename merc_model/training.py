@@ -1,7 +1,7 @@
-"""The trainer: three stages, each an ordinary loop over epochs that can stop after any of them and go on.
+"""The trainer: teacher, students and fusion learn together, an ordinary loop over epochs that can stop and go on.
 
-An epoch depends on the weights, the optimizer and (seed, stage, epoch) alone: the random state is set anew at its
-start. So a run that was interrupted and resumed ends where an uninterrupted one would.
+An epoch depends on the weights, the optimizer and (seed, epoch) alone: the random state is set anew at its start. So a
+run that was interrupted and resumed ends where an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from merc_model.config import TEACHER, Config
+from merc_model.config import Config
 from merc_model.data.arrays import worst_column
-from merc_model.data.batch import Batch, batches
+from merc_model.data.batch import Batch, alike_in_length, batches, collate
 from merc_model.data.corpus import Corpus
 from merc_model.data.outliers import refuse_outliers, typical
 from merc_model.errors import UserError
@@ -35,77 +34,33 @@ _SECONDS_BETWEEN_LINES = 30.0
 State = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One of teacher, student_audio, student_visual, fusion.
-
-    Attributes:
-        name: as metrics.json and history.jsonl call it.
-        head: whose weighted F1 on the validation set chooses the epoch.
-        trained: module → what the learning rate is multiplied by; all other modules stay frozen.
-        losses: batch → the objective's dict.
-    """
-
-    name: str
-    head: str
-    trained: dict[nn.Module, float]
-    losses: Callable[[Batch], dict[str, Tensor]]
-
-    @property
-    def kind(self) -> str:
-        """The stage's entry in ``seconds``: teacher, students or fusion."""
-        return "students" if self.name.startswith("student") else self.name
-
-
-def stages(model: MercModel, objective: Objective, config: Config) -> list[Stage]:
-    """Teacher, then each student, then the fusion of all (after TelME and MAGTKD)."""
-
-    def alone(modality: str) -> dict[nn.Module, float]:
-        return {model.encoders[modality]: 1.0, model.heads[modality]: 1.0}
-
-    def student(modality: str) -> Stage:
-        return Stage(
-            f"student_{modality}",
-            modality,
-            alone(modality),
-            lambda batch: objective.student(model, modality, batch),
-        )
-
-    slow = config.encoder_learning_rate_scale
-    fusion: dict[nn.Module, float] = dict.fromkeys(model.children(), 1.0)
-    fusion |= {model.encoders: slow, model.heads: slow}
-    return [
-        Stage("teacher", TEACHER, alone(TEACHER), lambda batch: objective.teacher(model, batch)),
-        *(student(modality) for modality in model.students),
-        Stage("fusion", FUSED, fusion, lambda batch: objective.fusion(model, batch)),
-    ]
-
-
 class Training:
     """Trains a model on a corpus.
 
     Args:
-        corpus: with text, and with training and validation dialogues.
+        corpus: with text, with training dialogues and, if the epoch is chosen on it, with a validation set.
         config: every choice.
         seed: of the weights, the order of the dialogues and dropout.
         device: where to train.
 
     Attributes:
-        model: the network; after `epochs` has run to its end, the chosen one.
+        model: the network; after `epochs` has run to its end, the running average that is kept.
         history: one dict an epoch.
-        stage_metrics: stage → metrics of its head on the test set, when the stage ended.
-        seconds: teacher, students, fusion → time spent.
+        seconds: spent in training.
 
     Raises:
-        UserError: nothing to train on.
+        UserError: nothing to train on, or nothing to choose the epoch on.
     """
 
     def __init__(self, corpus: Corpus, config: Config, seed: int, device: torch.device) -> None:
         self.corpus, self.config, self.seed, self.device = corpus, config, seed, device
         self.dialogues = {split: corpus.dialogues(split) for split in ("train", "valid", "test")}
-        for split, needed_for in (("train", "to train on"), (config.select_on, "to choose the epoch on")):
+        needed = {"train": "to train on"}
+        if config.select_on != "last":
+            needed[config.select_on] = "to choose the epoch on"
+        for split, purpose in needed.items():
             if not corpus.class_counts(self.dialogues[split]).sum():
-                raise UserError(f"corpus {corpus.name}: no labelled utterance in split {split!r}, {needed_for}")
+                raise UserError(f"corpus {corpus.name}: no labelled utterance in split {split!r}, {purpose}")
         torch.manual_seed(seed)
         self.model = build(corpus.dims, corpus.label_names.tolist(), config, device, copies=6)
         training_rows = corpus.rows(self.dialogues["train"])
@@ -115,173 +70,151 @@ class Training:
                 why = worst_column(corpus.features[modality][training_rows])
                 raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row{why}; leave it out")
             refuse_outliers(corpus, modality, training_rows, *typical(rows[~rows.isnan().any(dim=1)].numpy()))
-            self.model.encoder(modality).standardize.fit(rows)
+            self.model.standardize(modality).fit(rows)
         check_features(self.model, corpus, np.arange(len(corpus.split)))
-        self.model.to(device)
+        for batch in batches(corpus, self.dialogues["train"], 16, torch.device("cpu")):
+            self.model.remember(batch)
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
+        self.model.log_prior.copy_((counts.clamp_min(1) / counts.sum()).log())
+        self.model.to(device)
         self.objective = Objective(config, counts).to(device)
-        self.stages = stages(self.model, self.objective, config)
         self.history: list[dict[str, Any]] = []
-        self.stage_metrics: dict[str, dict[str, Any]] = {}
-        self.seconds = dict.fromkeys(("teacher", "students", "fusion"), 0.0)
-        self._stage, self._epoch = 0, 0
-        self._best: dict[str, Any]
-        self._optimizer: torch.optim.Optimizer
-        self._average: AveragedModel
-        self._start_stage()
+        self.seconds = 0.0
+        self._epoch, self._finished = 0, False
+        self._best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": {}}
+        self._parameters = list(self.model.parameters())
+        matrices = [parameter for parameter in self._parameters if parameter.dim() > 1]
+        vectors = [parameter for parameter in self._parameters if parameter.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        average = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
+        self._average = AveragedModel(self.model, multi_avg_fn=average)
+        self._average.eval()
 
     @property
-    def finished(self) -> bool:
-        """Whether every stage has ended."""
-        return self._stage == len(self.stages)
+    def averaged(self) -> MercModel:
+        """The running average of the weights so far, in evaluation mode: the teacher, and what is kept."""
+        return cast(MercModel, self._average.module)
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding the history's row after each epoch; `state` is consistent there."""
-        while not self.finished:
-            stage = self.stages[self._stage]
-            told = time.monotonic()
-            with tqdm(
-                total=self.config.epochs, initial=self._epoch, desc=stage.name, unit="epoch", disable=None
-            ) as bar:
-                while not self._stage_over():
-                    row = self._run_epoch(stage)
-                    bar.set_postfix(loss=f"{row['loss']:.3f}", best_f1=f"{self._best['score']:.3f}")
-                    bar.update()
-                    if (
-                        bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES
-                    ):  # no terminal: a line now and then
-                        told = time.monotonic()
-                        done = f"epoch {self._epoch} of at most {self.config.epochs}, loss {row['loss']:.3f}"
-                        tqdm.write(f"{stage.name}: {done}, best weighted F1 {self._best['score']:.3f}", file=sys.stderr)
-                    yield row
-            chosen = f"epoch {self._best['epoch']} of {self._epoch}, weighted F1 {self._best['score']:.4f}"
-            tqdm.write(f"{stage.name}: {chosen} on {self.config.select_on}", file=sys.stderr)
-            self._end_stage(stage)
+        total, told = self.config.epochs, time.monotonic()
+        with tqdm(total=total, initial=self._epoch, desc="training", unit="epoch", disable=None) as bar:
+            while self._epoch < total:
+                row = self._run_epoch()
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
+                bar.update()
+                if bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # no terminal: a line now and then
+                    told = time.monotonic()
+                    tqdm.write(f"training: epoch {self._epoch} of {total}, loss {row['loss']:.3f}", file=sys.stderr)
+                yield row
+        if self._finished:
+            return
+        if self.config.select_on == "last":
+            self.model.load_state_dict(self.averaged.state_dict())
+        else:
+            self.model.load_state_dict(self._best["weights"])
+            chosen = f"epoch {self._best['epoch']} of {total}, weighted F1 {self._best['score']:.4f}"
+            tqdm.write(f"training: {chosen} on {self.config.select_on}", file=sys.stderr)
+        self._finished = True
 
     def state(self) -> State:
         """Everything that `restore` needs, tensors and plain values only."""
         return {
-            "stage": self._stage,
             "epoch": self._epoch,
+            "finished": self._finished,
             "model": self.model.state_dict(),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "best": self._best,
             "history": self.history,
-            "stage_metrics": self.stage_metrics,
             "seconds": self.seconds,
         }
 
     def restore(self, state: State) -> None:
         """Go on from a `state`; a LookupError, TypeError, ValueError or RuntimeError where it does not fit."""
-        self._stage, self._epoch = state["stage"], state["epoch"]
-        if not (0 <= self._stage < len(self.stages) and 0 <= self._epoch <= self.config.epochs):
-            raise ValueError(f"stage {self._stage}, epoch {self._epoch}")
+        self._epoch, self._finished = state["epoch"], state["finished"]
+        if not 0 <= self._epoch <= self.config.epochs:
+            raise ValueError(f"epoch {self._epoch}")
         for weights in (state["best"]["weights"] or state["model"], state["model"]):  # that both fit
             self.model.load_state_dict(weights)
-        self._start_stage()
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._best, self.history = state["best"], state["history"]
-        self.stage_metrics, self.seconds = state["stage_metrics"], state["seconds"]
+        self._best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
 
-    def _start_stage(self) -> None:
-        self._best = {"score": -1.0, "epoch": 0, "weights": {}}
-        stage = self.stages[min(self._stage, len(self.stages) - 1)]
-        self.model.requires_grad_(False)
-        groups = []
-        for module, scale in stage.trained.items():
-            module.requires_grad_(True)
-            groups.append({"params": list(module.parameters()), "lr": self.config.learning_rate * scale})
-        if stage.head == FUSED:
-            self.model.prototypes.requires_grad_(True)
-            groups.append({"params": [self.model.prototypes], "lr": self.config.learning_rate})
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
-        for group in self._optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-        average = get_ema_multi_avg_fn(self.config.average_decay)  # type: ignore[no-untyped-call]
-        self._average = AveragedModel(self.model, multi_avg_fn=average)
+    def metrics(self, split: str) -> dict[str, dict[str, Any]]:
+        """Head → metrics of the model on a split; no head where it has no labelled utterance."""
+        if not self.corpus.class_counts(self.dialogues[split]).sum():
+            return {}
+        predictions = predict(self.model, self.corpus, self.dialogues[split])
+        return {head: predictions.metrics(self.model.label_names, head) for head in predictions.probabilities}
 
-    def _stage_over(self) -> bool:
-        waited = self._epoch - self._best["epoch"]
-        return self._epoch >= self.config.epochs or waited >= self.config.patience
-
-    def _end_stage(self, stage: Stage) -> None:
-        self.model.load_state_dict(self._best["weights"])
-        if self.corpus.class_counts(self.dialogues["test"]).sum():
-            self.stage_metrics[stage.name] = self.metrics("test", stage.head)
-        self._stage, self._epoch = self._stage + 1, 0
-        self._start_stage()
-
-    def metrics(self, split: str, head: str = FUSED) -> dict[str, Any]:
-        """Metrics of one head of the model on a split."""
-        return predict(self.model, self.corpus, self.dialogues[split]).metrics(self.model.label_names, head)
-
-    def _run_epoch(self, stage: Stage) -> dict[str, Any]:
+    def _run_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()
-        seed = np.random.SeedSequence((self.seed, self._stage, self._epoch)).generate_state(2, np.uint64)
+        seed = np.random.SeedSequence((self.seed, self._epoch)).generate_state(2, np.uint64)
         torch.manual_seed(int(seed[0]))
-        order = np.random.default_rng(seed[1]).permutation(self.dialogues["train"])
-        self.model.eval()
-        for module in stage.trained:
-            module.train()
-        steps = math.ceil(len(order) / self.config.batch_dialogues)
+        train = self.dialogues["train"]
+        parts = alike_in_length(self.corpus, train, self.config.batch_dialogues, np.random.default_rng(seed[1]))
+        self.model.train()
         sums: dict[str, Tensor] = {}
-        for step, batch in enumerate(batches(self.corpus, order, self.config.batch_dialogues, self.device)):
-            self._set_learning_rate(self._epoch + step / steps)
-            for name, value in self._step(stage, batch).items():
+        for step, part in enumerate(parts):
+            share = (self._epoch + step / len(parts)) / self.config.epochs
+            self._set_learning_rate(share)
+            for name, value in self._step(collate(self.corpus, part).to(self.device), share).items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
         self._epoch += 1
-        means = {name: float(value) / steps for name, value in sums.items()}
+        means = {name: float(value) / len(parts) for name, value in sums.items()}
         if not math.isfinite(means["loss"]):
             raise UserError(
-                f"stage {stage.name}, epoch {self._epoch}: the loss is {means['loss']};"
-                " lower learning_rate or the weights of the losses"
+                f"epoch {self._epoch}: the loss is {means['loss']}; lower learning_rate or the weights of the losses"
             )
-        score = self._validate(stage)
+        row = {"epoch": self._epoch, **means, **self._scores()}
         seconds = time.perf_counter() - started
-        self.seconds[stage.kind] += seconds
-        row = {
-            "stage": stage.name,
-            "epoch": self._epoch,
-            **means,
-            f"{self.config.select_on}_weighted_f1": score,
-        }
+        self.seconds += seconds
         row |= {"learning_rate": self._optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
         self.history.append(row)
         return row
 
-    def _step(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
-        if stage.head == FUSED and self.config.modality_dropout:
-            for modality in self.model.students:
-                lost = torch.rand(len(batch.labels)) < self.config.modality_dropout
-                batch = batch.without(modality, lost.to(self.device))
+    def _step(self, batch: Batch, share: float) -> dict[str, Tensor]:
+        whole, batch = batch, self._thinned(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses = stage.losses(batch)
+            losses: dict[str, Tensor] = self.objective(self.model, self.averaged, batch, whole=whole, share=share)
         self._optimizer.zero_grad()
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         self._optimizer.step()
         self._average.update_parameters(self.model)
         return {name: value.detach() for name, value in losses.items()}
 
-    def _set_learning_rate(self, epoch: float) -> None:
+    def _thinned(self, batch: Batch) -> Batch:
+        """The batch, some of whose dialogues have lost a modality or more, but never all."""
+        modalities = self.model.modalities
+        if not self.config.modality_dropout or len(modalities) < 2:
+            return batch
+        lost = torch.rand(len(batch.labels), len(modalities)) < self.config.modality_dropout
+        lost &= ~lost.all(dim=1, keepdim=True)
+        for modality, dialogues in zip(modalities, lost.to(self.device).unbind(dim=1), strict=True):
+            batch = batch.without(modality, dialogues)
+        return batch
+
+    def _set_learning_rate(self, share: float) -> None:
         """A linear rise over the warm-up, then a cosine to zero."""
-        share = epoch / self.config.epochs
         warmup = self.config.warmup
         if share < warmup:
             scale = max(share / warmup, 0.01)
         else:
             scale = 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
         for group in self._optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * scale
+            group["lr"] = self.config.learning_rate * scale
 
-    def _validate(self, stage: Stage) -> float:
-        averaged = cast(MercModel, self._average.module)
-        predictions = predict(averaged, self.corpus, self.dialogues[self.config.select_on])
-        score: float = predictions.metrics(self.model.label_names, stage.head)["weighted_f1"]
+    def _scores(self) -> dict[str, float]:
+        """Weighted F1 on the set that the epoch is chosen on, if it is; the best weights are kept."""
+        split = self.config.select_on
+        if split == "last":
+            return {}
+        predictions = predict(self.averaged, self.corpus, self.dialogues[split])
+        score: float = predictions.metrics(self.model.label_names, FUSED)["weighted_f1"]
         if score > self._best["score"]:
-            weights = {name: value.clone() for name, value in averaged.state_dict().items()}
+            weights = {name: value.clone() for name, value in self.averaged.state_dict().items()}
             self._best = {"score": score, "epoch": self._epoch, "weights": weights}
-        return score
+        return {f"{split}_weighted_f1": score}

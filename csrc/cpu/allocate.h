@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../checks.h"
+#include "../tensors.h"
 
 #ifdef __linux__
 #include <sys/mman.h>

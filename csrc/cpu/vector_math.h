@@ -1,5 +1,5 @@
-// exp, expm1, log, log1p and a division without branches, so that a loop over them becomes vector code. Included once an instruction set,
-// inside its namespace; hence no include guard.
+// exp, expm1, log, log1p and a division without branches, so that a loop over them becomes vector code. Included once
+// per instruction set, inside its namespace; hence no include guard.
 
 // e^x for x <= 88, within 2 ulp; 0 below the smallest normal number. Cody and Waite's reduction, a polynomial in
 // the remainder (Cephes).

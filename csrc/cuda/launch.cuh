@@ -12,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "../checks.h"
+#include "../tensors.h"
 #include "reduce.cuh"
 
 namespace merc::cuda {
@@ -27,11 +27,6 @@ class Place {
   }
 
   cudaStream_t stream() const { return stream_; }
-
-  void check_here(const char* name, const Tensor& tensor) const {
-    STD_TORCH_CHECK(
-        tensor.is_cuda() && tensor.get_device_index() == device_, name, ": expected a tensor on cuda:", device_);
-  }
 
   // Uninitialised and contiguous. Past the dispatcher, which takes a microsecond a tensor.
   Tensor empty(const std::vector<int64_t>& size, ScalarType type) const {
@@ -84,7 +79,7 @@ __device__ __forceinline__ T& dynamic_shared() {
 }
 
 // The ticket (reduce.cuh) of one launch. Launches that share a ticket must not run at the same time: those of one
-// stream do not, and one that is captured into a graph gets a ticket of its own, for the graph may be replayed anywhere.
+// stream do not, and one that is captured into a graph gets a ticket of its own: the graph may be replayed anywhere.
 inline unsigned take_ticket(const Place& place) {
   static std::mutex mutex;
   static std::unordered_map<cudaStream_t, unsigned> of_stream;

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base2.cuh"
+
 namespace merc::cuda {
 
 constexpr int kWarp = 32;
@@ -28,12 +30,26 @@ __device__ __forceinline__ T move_words(const T& value, const Move& move) {
   return moved;
 }
 
+// What is merged: anything with a + or a larger().
+struct Add {
+  template <class T>
+  __device__ T operator()(const T& a, const T& b) const {
+    return a + b;
+  }
+};
+
+struct Larger {
+  template <class T>
+  __device__ T operator()(const T& a, const T& b) const {
+    return larger(a, b);
+  }
+};
+
 // Merges over each run of `lanes` lanes, a power of two; lane 0 of the run holds what counts.
 template <class T, class Merge>
 __device__ __forceinline__ T merge_lanes(T value, int lanes, const Merge& merge) {
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    value = merge(
-        value, move_words(value, [&](uint32_t word) { return __shfl_xor_sync(kWholeWarp, word, distance); }));
+    value = merge(value, move_words(value, [&](uint32_t word) { return __shfl_xor_sync(kWholeWarp, word, distance); }));
   }
   return value;
 }
@@ -60,16 +76,14 @@ struct Total {
   double loss, kept;
 };
 
-struct AddTotals {
-  __device__ Total operator()(const Total& a, const Total& b) const { return {a.loss + b.loss, a.kept + b.kept}; }
-};
+__device__ inline Total operator+(const Total& a, const Total& b) { return {a.loss + b.loss, a.kept + b.kept}; }
 
 // The sum over a block, of threads numbered x first; blockDim.x is a multiple of kWarp.
 __device__ __forceinline__ Total block_total(Total mine) {
   __shared__ Total shared[kWarp];
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
   const int threads = blockDim.x * blockDim.y;
-  return merge_warps(mine, Total{0, 0}, shared, thread / kWarp, threads / kWarp, AddTotals());
+  return merge_warps(mine, Total{0, 0}, shared, thread / kWarp, threads / kWarp, Add());
 }
 
 // True in all threads of the block that comes last of `blocks`: it sees what the others wrote before. `counter` is 0
@@ -112,12 +126,6 @@ __device__ __forceinline__ void blocks_total(
   if (thread == 0) {
     done(total);
   }
-}
-
-// The same over a one-dimensional grid.
-template <class Done>
-__device__ __forceinline__ void grid_total(Total mine, Total* partials, unsigned ticket, const Done& done) {
-  blocks_total(mine, partials, ticket, blockIdx.x, gridDim.x, done);
 }
 
 }  // namespace merc::cuda

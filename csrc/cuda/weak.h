@@ -1,5 +1,5 @@
-// Included first where the CUDA sources are compiled against a torch without CUDA: what only a torch with CUDA defines may
-// stay open. The module then loads beside either; its CUDA kernels run beside the latter.
+// Included first where the CUDA sources are compiled against a torch without CUDA: what only a torch with CUDA defines
+// may stay open. The module then loads beside either; its CUDA kernels run beside the latter.
 #pragma once
 
 #pragma weak aoti_torch_get_current_cuda_stream

@@ -97,3 +97,13 @@ def batches(corpus: Corpus, dialogues: NDArray[np.int64], size: int, device: tor
     """Some dialogues of a corpus, ``size`` at a time, in the order given."""
     for start in range(0, len(dialogues), size):
         yield collate(corpus, dialogues[start : start + size]).to(device)
+
+
+def alike_in_length(
+    corpus: Corpus, dialogues: NDArray[np.int64], size: int, generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Dialogues in random parts of ``size`` whose lengths are about the same, so that little is padding."""
+    lengths = corpus.offsets[dialogues + 1] - corpus.offsets[dialogues]
+    order = np.argsort(lengths * np.exp(generator.normal(0, 0.15, len(lengths))), kind="stable")
+    parts = [dialogues[order[start : start + size]] for start in range(0, len(order), size)]
+    return [parts[index] for index in generator.permutation(len(parts))]

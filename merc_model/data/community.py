@@ -10,10 +10,12 @@ What the files leave open is settled so:
 - A row of zeros stands for a failed extraction, a row with an infinity for a broken one: both become missing
   (NaN), and their number is told.
 - A label of -1 or -100 is no label.
+- An IEMOCAP dialogue's id begins with its session, Ses01 to Ses05: sessions become groups.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,11 @@ def convert(
         split=np.array([split[dialogue] for dialogue in lengths]),
         label_names=np.array(dataset.label_names),
     )
+    if LAYOUTS[name].dataset == "iemocap":
+        if all(re.match(r"Ses\d\d", str(dialogue)) for dialogue in lengths):
+            corpus = corpus.with_groups("prefix:5")
+        else:
+            warn("dialogue ids do not begin with a session (Ses01 to Ses05), so there are no groups")
     for line in _unexpected_counts(corpus, dataset):
         warn(line)
     return corpus

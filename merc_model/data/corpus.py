@@ -10,6 +10,8 @@ offsets              (dialogues+1,)      dialogue d is rows ``offsets[d]:offsets
 dialogue_ids         (dialogues,) str
 split                (dialogues,) str    train, valid, test; valid may be absent
 label_names          (C,) str
+groups               (dialogues,) str    optional: a session, a show, a pair of speakers, which training and
+                                         validation may not share
 ===================  ==================  =======================================================
 """
 
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from merc_model.config import IGNORE_INDEX, MODALITIES
 from merc_model.data.arrays import as_integers, as_numbers, as_strings, worst_column
 from merc_model.data.foreign import what_it_is
+from merc_model.data.splitting import cut, deal
 from merc_model.errors import UserError
 from merc_model.files import write_whole
 
@@ -49,6 +52,7 @@ class Corpus:
         dialogue_ids: ``(dialogues,)`` str.
         split: ``(dialogues,)`` str, one of train, valid, test.
         label_names: ``(C,)`` str.
+        groups: ``(dialogues,)`` str, what training and validation may not share, such as a session; or None.
 
     Raises:
         UserError: arrays that contradict each other, naming the array.
@@ -62,6 +66,7 @@ class Corpus:
     dialogue_ids: NDArray[np.str_]
     split: NDArray[np.str_]
     label_names: NDArray[np.str_]
+    groups: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -71,7 +76,7 @@ class Corpus:
             object.__setattr__(self, "features", narrowed)
             for key in _INTEGER_ARRAYS:
                 object.__setattr__(self, key, as_integers(key, getattr(self, key)))
-            for key in _STRING_ARRAYS:
+            for key in (*_STRING_ARRAYS, *(() if self.groups is None else ("groups",))):
                 object.__setattr__(self, key, as_strings(key, getattr(self, key)))
             problem = self._problem() or self._infinite(given)
         except UserError as error:
@@ -136,6 +141,8 @@ class Corpus:
                 where = "twice" if split_of[dialogue] == split else f"in {split_of[dialogue]} and in {split}"
                 return f"dialogue_ids: {dialogue!r} stands {where}; give each dialogue an id of its own"
             split_of[dialogue] = split
+        if self.groups is not None and self.groups.shape != (dialogues,):
+            return f"groups: expected ({dialogues},), one for each dialogue, got {self.groups.shape}"
         classes = len(self.label_names)
         if len(set(self.label_names.tolist())) != classes:
             return "label_names: a name stands twice"
@@ -160,6 +167,7 @@ class Corpus:
         missing = [key for key in needed if key not in arrays]
         if missing:
             raise UserError(f"{path}: not a corpus: no array {missing[0]!r} (has {', '.join(arrays) or 'none'})")
+        needed += ["groups"] if "groups" in arrays else []
         return cls(
             name=path.stem,
             features={m: arrays[m] for m in MODALITIES if m in arrays},
@@ -168,8 +176,12 @@ class Corpus:
 
     def save(self, path: str | Path) -> None:
         """Write the corpus to ``path``, whole or not at all."""
-        arrays = {**self.features, **{key: getattr(self, key) for key in _INTEGER_ARRAYS + _STRING_ARRAYS}}
+        arrays = {**self.features, **{key: getattr(self, key) for key in self._keys()}}
         write_whole(Path(path), lambda file: np.savez_compressed(file, **arrays))
+
+    def _keys(self) -> tuple[str, ...]:
+        """The arrays beside the features."""
+        return (*_INTEGER_ARRAYS, *_STRING_ARRAYS, *(() if self.groups is None else ("groups",)))
 
     @property
     def num_classes(self) -> int:
@@ -198,7 +210,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """SHA-256 of the contents: the same for the same arrays, whatever the file."""
         digest = hashlib.sha256()
-        for key in (*sorted(self.features), *_INTEGER_ARRAYS, *_STRING_ARRAYS):
+        for key in (*sorted(self.features), *self._keys()):
             array = self.features[key] if key in self.features else getattr(self, key)
             digest.update(f"{key}{array.shape}".encode())
             digest.update(
@@ -206,49 +218,79 @@ class Corpus:
             )
         return digest.hexdigest()
 
+    def only(self, dialogues: NDArray[np.int64]) -> Corpus:
+        """The corpus of some of the dialogues."""
+        rows = self.rows(dialogues)
+        return replace(
+            self,
+            features={modality: values[rows] for modality, values in self.features.items()},
+            labels=self.labels[rows],
+            speakers=self.speakers[rows],
+            offsets=np.concatenate(([0], np.cumsum(np.diff(self.offsets)[dialogues]))),
+            dialogue_ids=self.dialogue_ids[dialogues],
+            split=self.split[dialogues],
+            groups=None if self.groups is None else self.groups[dialogues],
+        )
+
+    def with_groups(self, rule: str) -> Corpus:
+        """The corpus with groups by ``rule``: ``prefix:5`` groups by the first five characters of the dialogue ids."""
+        kind, _, length = rule.partition(":")
+        if kind != "prefix" or not (length.isascii() and length.isdecimal()) or int(length) < 1:
+            raise UserError(f"groups: expected prefix:N, N characters of the dialogue id, got {rule!r}")
+        groups = np.array([str(name)[: int(length)] for name in self.dialogue_ids])
+        return replace(self, groups=groups)
+
     def with_validation(self, fraction: float) -> Corpus:
         """The corpus with a validation split; one that is there stays as it is.
 
-        Of 200 seeded draws of ``fraction`` of the training dialogues, the one is taken whose share of each
-        class is closest to that of the training set: a small validation set is noisy enough without a skew.
-        A draw that takes all labelled dialogues gives one back, one that takes none gets one; and one that
-        takes every utterance of a class is the last choice.
+        ``fraction`` of the training dialogues is cut off, whole groups at a time where there are groups: one more
+        than fits, rather than too few.
         """
         train = self.dialogues("train")
         if len(self.dialogues("valid")):
             return self
-        size = round(fraction * len(train))
-        if not 0 < size < len(train):
+        size, units = round(fraction * len(train)), self._units(train)
+        if not 0 < size < len(train) or len(units) < 2:
+            groups = "" if self.groups is None else f" of {len(units)} groups"
             raise UserError(
-                f"corpus {self.name}: cannot cut a validation set of {fraction:g} from {len(train)} training dialogues"
+                f"corpus {self.name}: cannot cut a validation set of {fraction:g}"
+                f" from {len(train)} training dialogues{groups}"
             )
-        generator = np.random.default_rng(0)
-        labelled = np.array([self.class_counts(np.array([d])).any() for d in range(len(self.split))])
-        draws = [_with_labels(generator.permutation(train), labelled, size) for _ in range(200)]
-        whole = self.class_counts(train)
-        target = whole / max(whole.sum(), 1)
-
-        def skew(draw: NDArray[np.int64]) -> tuple[int, float]:
-            counts = self.class_counts(draw)
-            lost = int(((whole > 0) & (counts == whole)).sum())
-            return lost, float(np.abs(counts / max(counts.sum(), 1) - target).sum())
-
+        taken = cut(self._unit_counts(units), np.array([len(unit) for unit in units]), size)
         split = self.split.astype("<U5")
-        split[min(draws, key=skew)] = "valid"
+        split[np.concatenate([units[index] for index in taken])] = "valid"
         return replace(self, split=split)
 
+    def folds(self, count: int) -> list[Corpus]:
+        """``count`` corpora without the test dialogues, in each of which another part of the others is ``valid``.
 
-def _with_labels(order: NDArray[np.int64], labelled: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
-    """The first ``size`` dialogues of ``order``, one exchanged where else a side had no label."""
-    known = labelled[order]
-    if known.any() and not known[size:].any():
-        taken, given = np.flatnonzero(known)[0], size
-    elif known.sum() > 1 and not known[:size].any():
-        taken, given = 0, np.flatnonzero(known)[0]
-    else:
-        return order[:size]
-    order[[taken, given]] = order[[given, taken]]
-    return order[:size]
+        The parts are dealt from the training and validation dialogues together, whole groups at a time where there are
+        groups; they do not overlap, have about the same size and class shares, and are always the same.
+        """
+        own = self.only(np.flatnonzero(self.split != "test"))
+        units = own._units(np.arange(len(own.dialogue_ids)))
+        if not 2 <= count <= len(units):
+            kind = "dialogues" if self.groups is None else "groups of dialogues"
+            raise UserError(
+                f"corpus {self.name}: folds: expected 2 to {len(units)}, the {kind} to train on, got {count}"
+            )
+        part = deal(own._unit_counts(units), np.array([len(own.rows(unit)) for unit in units]), count)
+        folds = []
+        for number in range(count):
+            split = np.full(len(own.dialogue_ids), "train")
+            split[np.concatenate([units[index] for index in np.flatnonzero(part == number)])] = "valid"
+            folds.append(replace(own, split=split))
+        return folds
+
+    def _units(self, dialogues: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Some dialogues, those together that may not be parted."""
+        if self.groups is None:
+            return [dialogues[index : index + 1] for index in range(len(dialogues))]
+        names, inverse = np.unique(self.groups[dialogues], return_inverse=True)
+        return [dialogues[inverse == index] for index in range(len(names))]
+
+    def _unit_counts(self, units: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+        return np.stack([self.class_counts(unit) for unit in units])
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import contrastive_peers, gpu
+from benchmarks import contrastive_peers, gpu, process
 from benchmarks.cell import Cell
 from tests.gpu import __main__ as gpu_tests
 from tests.gpu.conftest import kind_of, of_share
@@ -26,32 +26,41 @@ def test_what_a_gpu_run_needs_is_named_first(monkeypatch, capsys):
 
 
 def test_the_gpu_run_goes_on_past_a_failed_part(tmp_path: Path):
+    def step(name, program, seconds=60.0, **others):
+        return gpu.Step(name, [gpu.PYTHON, "-c", program], (1,), seconds, **others)
+
+    steps = [step("a", "print('why'); raise SystemExit(3)"), step("b", "import time; time.sleep(60)", 0.5)]
+    steps += [step("c", "", reserve=100), gpu.Step("d", ["no-such-program"], (1,), 60), step("e", "print('{minutes}')")]
     with (tmp_path / "log").open("w") as log:
-        python = gpu.sys.executable
-        failed = gpu.run(gpu.Part("a", [python, "-c", "print('why'); raise SystemExit(3)"], 60), 60, log)
-        slow = gpu.run(gpu.Part("b", [python, "-c", "import time; time.sleep(60)"], 0.5), 60, log)
-        late = gpu.run(gpu.Part("c", [python, "-c", ""], 60, reserve=100), 60, log)
-        missing = gpu.run(gpu.Part("d", ["no-such-program"], 60), 60, log)
-        passed = gpu.run(gpu.Part("e", [python, "-c", "print('fine')"], 60), 60, log)
-    outcomes = [failed, slow, late, missing, passed]
+        outcomes = [gpu.run(each, 80, log) for each in steps]
+    failed, slow, *_, passed = outcomes
     assert [o.status for o in outcomes] == ["failed", "out of time", "out of time", "missing", "passed"]
     assert slow.seconds < 10
-    assert (failed.last_line, passed.last_line) == ("why", "fine")
+    assert (failed.last_line, passed.last_line) == ("why", "0.67")
     assert "why" in gpu.summary(outcomes)
+    assert "[a] why" in (tmp_path / "log").read_text()
 
 
 def test_the_gpu_run_fits_nine_minutes():
     stages = gpu.stages(Path())
-    names = {part.name for stage in stages for part in stage}
+    names = {step.name for stage in stages for step in stage}
     assert names >= {"build", "tests", "benchmarks", "memcheck focal_contrastive", "racecheck kd_divergence"}
     for stage, behind in itertools.pairwise(stages):
-        assert min(part.reserve for part in stage) > max(part.reserve for part in behind)
+        assert min(step.reserve for step in stage) > max(step.reserve for step in behind)
+
+
+def test_the_gpu_run_in_two_parts_leaves_nothing_out():
+    first, second = ({step.name for stage in gpu.stages(Path(), part) for step in stage} for part in (1, 2))
+    assert first & second == {"build", "backends"}
+    assert first | second == {step.name for stage in gpu.stages(Path()) for step in stage}
+    assert "tests" in first
+    assert "benchmarks" in second
 
 
 def test_an_interrupted_gpu_run_leaves_nothing_running(monkeypatch, tmp_path):
-    slow = gpu.Part("slow", [gpu.sys.executable, "-c", "import time; time.sleep(60)"], 60)
+    slow = gpu.Step("slow", [gpu.PYTHON, "-c", "import time; time.sleep(60)"], (1,), 60)
     monkeypatch.setattr(gpu, "lacking", lambda: None)
-    monkeypatch.setattr(gpu, "stages", lambda folder: [[slow, slow]])
+    monkeypatch.setattr(gpu, "stages", lambda *of: [[slow, slow]])
     monkeypatch.setattr(gpu.sys, "argv", ["gpu", "--results", str(tmp_path)])
     threading.Timer(1.0, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     started = time.monotonic()
@@ -63,7 +72,7 @@ def test_an_interrupted_gpu_run_leaves_nothing_running(monkeypatch, tmp_path):
         signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
     assert time.monotonic() - started < 30
-    assert not gpu.running
+    assert not process.running
 
 
 def test_each_gpu_test_has_one_process():

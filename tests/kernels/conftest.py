@@ -11,50 +11,58 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels import interpreted
+
 ROOT = Path(__file__).parents[2]
 TORCH = Path(torch.__file__).parent
 INCLUDES = ["-isystem", str(TORCH / "include"), "-isystem", str(TORCH / "include/torch/csrc/api/include")]
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
 
-@pytest.fixture(scope="session")
-def on_host(tmp_path_factory):
-    """The operators of csrc/cuda for CPU tensors, each thread of a block a fiber.
+@pytest.hookimpl(trylast=True)  # of what the marker leaves
+def pytest_collection_modifyitems(config, items):
+    if share := os.environ.get(interpreted.SHARE):
+        kept = interpreted.kept(items, share)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
-    ``cuda_on_host`` stands in for the CUDA headers, csrc/cuda/launch.cuh and tensor_core.cuh; everything else is the
-    shipped source. It cannot show what only a GPU does: its approximate exponential, the rounding of its tensor cores,
+
+@pytest.fixture(scope="session")
+def on_host(once):
+    """The CUDA operators of csrc for CPU tensors, each thread of a block a fiber.
+
+    ``cuda_on_host`` stands in for the CUDA headers, launch.cuh and tensor_core.cuh; everything else is the shipped
+    source. It cannot show what only a GPU does: its approximate exponential, the rounding of its tensor cores,
     its memory order, its speed.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs g++ on Linux")
-    folder = tmp_path_factory.mktemp("cuda_on_host")
-    for name in ("checks.h", "focal.h"):
-        shutil.copy(ROOT / "csrc" / name, folder)
-    shutil.copytree(ROOT / "csrc/cuda", folder / "cuda")
-    shutil.copytree(Path(__file__).parent / "cuda_on_host", folder / "cuda", dirs_exist_ok=True)
+    folder = once("cuda_on_host", lambda folder: _compile_on_host(compiler, folder))
+    torch.ops.load_library(str(folder / "on_host.so"))
+    return torch.ops.merc_on_host
+
+
+def _compile_on_host(compiler: str, folder: Path) -> None:
+    shutil.copytree(ROOT / "csrc", folder, dirs_exist_ok=True)
+    shutil.copytree(Path(__file__).parent / "cuda_on_host", folder, dirs_exist_ok=True)
     for name in ("cuda_bf16.h", "cuda_fp16.h"):
         (folder / "cuda" / name).touch()
-    sources = [(source.stem, source.read_text()) for source in sorted((folder / "cuda").glob("*.cu"))]
-    sources.append(("library", (ROOT / "csrc/library.cpp").read_text()))
+    sources = [*sorted(folder.glob("*/cuda/*.cu")), folder / "library.cpp"]
     command = [compiler, "-std=c++20", "-O2", "-w", "-fPIC", "-include", str(folder / "cuda/cuda.h")]
     command += [f"-I{folder / 'cuda'}", *INCLUDES, TARGET]
 
-    def compiled(stem: str, text: str) -> str:
-        source = folder / "cuda" / f"{stem}.cpp"
-        source.write_text(
-            text.replace("(merc, CUDA, m)", "(merc_on_host, CPU, m)").replace("(merc, m)", "(merc_on_host, m)")
-        )
+    def compiled(shipped: Path) -> str:
+        text = shipped.read_text().replace("(merc, CUDA, m)", "(merc_on_host, CPU, m)")
+        source = shipped.with_suffix(".cpp")
+        source.write_text(text.replace("(merc, m)", "(merc_on_host, m)"))
         _run([*command, "-c", str(source), "-o", str(source.with_suffix(".o"))])
         return str(source.with_suffix(".o"))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: compiled(*source), sources))
-    library = folder / "on_host.so"
-    linked = [compiler, "-shared", *objects, "-o", str(library)]
+        objects = list(pool.map(compiled, sources))
+    linked = [compiler, "-shared", *objects, "-o", str(folder / "on_host.so")]
     _run([*linked, f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"])
-    torch.ops.load_library(str(library))
-    return torch.ops.merc_on_host
 
 
 def _run(command: list[str]) -> None:
@@ -102,3 +110,26 @@ def _poisoned(monkeypatch):
         return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << 40)
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
+
+
+@pytest.fixture
+def _truncated(monkeypatch):
+    """Products take tf32 and cut their factors to it, as tensor cores do; the interpreter's and `torch.bmm`."""
+    triton = pytest.importorskip("triton")
+    interpreter = triton.runtime.interpreter
+    builder, bmm = interpreter.InterpreterBuilder, torch.bmm
+    product = builder.create_dot
+
+    def cut(x):
+        return (x.contiguous().view(torch.int32) & -0x2000).view(torch.float32)
+
+    def of_cut(self, a, b, *options):
+        pair = (interpreter.TensorHandle(cut(torch.from_numpy(x.data.copy())).numpy(), x.dtype.scalar) for x in (a, b))
+        return product(self, *pair, *options)
+
+    monkeypatch.setattr(builder, "create_dot", of_cut)
+    monkeypatch.setattr(torch, "bmm", lambda a, b, **options: bmm(cut(a), cut(b), **options))
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before

@@ -1,7 +1,8 @@
 """Cases of the focal contrastive loss in every dtype, and their comparison with the float64 reference."""
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from merc_kernels import reference
+from merc_kernels.focal_contrastive.reference import _unit
 from tests.kernels import grid
 from tests.numerics import assert_accurate
 
 CLASSES, GROUPS = 5, 3
+VECTORS = ("embeddings", "prototypes", "ref_embeddings")
 OPTIONS: dict[str, list[Any]] = {
     "dtype": [torch.float64, torch.float32, torch.bfloat16, torch.float16],
     "focal": ["similarity", "probability"],
@@ -119,7 +122,7 @@ def rounded_reference(dtype: torch.dtype, **options: Any) -> Tensor:
     if options["normalize"]:
         for name in ("embeddings", "prototypes", "ref_embeddings"):
             if options.get(name) is not None:
-                z = reference._unit(options[name])
+                z = _unit(options[name])
                 options[name] = z + (z.to(dtype).to(z.dtype) - z).detach()
         options["normalize"] = False
     with RoundedProducts(dtype):
@@ -139,3 +142,53 @@ def check(options: dict[str, Any], loss: Callable[..., Tensor], short_rows: bool
     truth = value_and_gradients(reference.focal_contrastive_loss, options, scale, torch.float64)
     for name, exact in truth.items():
         assert_accurate(ours[name], plain[name], exact, name)
+
+
+SPOILT_USES = ("plain", "no positive", "prototypes", "prototype anchors", "refs", "ref only", "groups", "class weights")
+
+
+def spoilt_cases(use: str) -> Iterator[dict[str, Any]]:
+    """Arguments with a NaN or an infinity in a row that counts, and in one that is ignored.
+
+    An infinity where rows are not normalised is left out: a score of -inf is a probability of 0.
+    """
+    spoils = [(torch.nan, True), (torch.nan, False), (torch.inf, True), (-torch.inf, True)]
+    forms = itertools.product(("similarity", "probability"), ((0.3, True), (0.3, False), (0.01, True)))
+    of_others = [False, True] if use.startswith(("prototype", "ref")) else [False]
+    cases = itertools.product(spoils, forms, of_others)
+    for number, ((value, normalize), (focal, (temperature, detach_focal)), of_other) in enumerate(cases):
+        x = torch.randn(*((3, 9) if use == "groups" else (9,)), 6) * 0.5
+        labels = torch.tensor([0, 0, 1, -100, 1, 2, 2, 0, 1])
+        other = torch.randn(5 if use.startswith("ref") else 3, 6) * 0.5
+        options = {"embeddings": x, "labels": labels, "temperature": temperature, "gamma": 2.4, "focal": focal}
+        options |= {"detach_focal": detach_focal, "normalize": normalize, "reduction": "none"}
+        if use == "no positive":
+            labels[2] = 7
+        elif use.startswith("prototype"):
+            options |= {"prototypes": other, "prototype_anchors": use == "prototype anchors"}
+            options["reduction"] = "sum" if use == "prototype anchors" else "none"
+        elif use.startswith("ref"):
+            options |= {"ref_embeddings": other, "ref_labels": torch.tensor([0, 1, 5, -100, 1])}
+            options["ref_only"] = use == "ref only"
+            other[3] = value
+        elif use == "class weights":
+            options["class_weights"] = torch.tensor([1.0, 0.0, 2.0])
+        first = x[1] if use == "groups" else x
+        first[3] = value
+        spoilt = (other if of_other else first)[2]
+        if number % 2:
+            spoilt.zero_()
+        spoilt[3] = value
+        yield {name: x.requires_grad_() if name in VECTORS else x for name, x in options.items()}
+
+
+def assert_as_spoilt(ours: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
+    """NaN where the truth is, in value and gradients; what it leaves finite is right."""
+    for name, exact in truth.items():
+        torch.testing.assert_close(ours[name].to(exact.dtype), exact, rtol=1e-2, atol=1e-3, equal_nan=True, msg=name)
+
+
+def check_spoilt(loss: Callable[..., Tensor], use: str) -> None:
+    """As the reference says."""
+    for options in spoilt_cases(use):
+        assert_as_spoilt(*(value_and_gradients(f, options, 1.0) for f in (loss, reference.focal_contrastive_loss)))

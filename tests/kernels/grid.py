@@ -1,9 +1,13 @@
 """Option grids: a seeded sample of a product, in which every pair of option values that may stand together stands."""
 
+import functools
 import itertools
+import operator
 import random
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 Case = dict[str, Any]
 
@@ -19,21 +23,39 @@ def sample(options: dict[str, list[Any]], valid: Callable[[Case], bool], size: i
     return cases
 
 
-def pairs(cases: list[Case]) -> set[Any]:
-    """All pairs of option values in ``cases``."""
-    return {pair for case in cases for pair in itertools.combinations(case.items(), 2)}
-
-
 def cover(options: dict[str, list[Any]], valid: Callable[[Case], bool]) -> list[Case]:
-    """Few valid cases that hold every pair of option values which may stand together."""
+    """Few valid cases that hold every pair of option values which may stand together, as 20,000 of them show."""
     candidates = sample(options, valid, 20_000)
-    missing, cases = pairs(candidates), []
+    numbers: dict[tuple[str, Any], int] = {}  # of each option's values
+    most = sum(map(len, options.values()))
+
+    def pairs(case: Case) -> int:
+        """A bit for each pair."""
+        held, later = 0, 0
+        for item in case.items():
+            number = numbers.setdefault(item, len(numbers))
+            held |= later << number * most
+            later |= 1 << number
+        return held
+
+    held = [pairs(case) for case in candidates]
+    missing, cases = functools.reduce(operator.or_, held), []
     for least in (24, 16, 8, 4, 2, 1):  # first those that bring many pairs
-        for case in candidates:
-            if len(missing & pairs([case])) >= least:
+        for case, of_case in zip(candidates, held, strict=True):
+            if (missing & of_case).bit_count() >= least:
                 cases.append(case)
-                missing -= pairs([case])
+                missing &= ~of_case
     return cases
+
+
+def halved(*options: list[Any]) -> list[Any]:
+    """The product of three options or more, as parameters: half of it holds every pair, the other is marked full."""
+    made = []
+    for places in itertools.product(*(range(len(values)) for values in options)):
+        values = [option[place] for option, place in zip(options, places, strict=True)]
+        marks = [pytest.mark.full] if sum(places) % 2 else []
+        made.append(pytest.param(*values, marks=marks, id="-".join(map(str, values))))
+    return made
 
 
 def title(case: Case) -> str:

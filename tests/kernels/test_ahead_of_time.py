@@ -1,8 +1,9 @@
 """Triton kernels compiled for real architectures without a GPU: nothing spilled, in the shared memory there is.
 
-It takes every iterator ``*_configurations`` of merc_kernels._triton.ahead_of_time: an operator adds its own there. By
+It takes every iterator ``*_configurations`` of tests.kernels.ahead_of_time: an operator adds its own there. By
 default it compiles of each kernel, and of each set of types it is launched with, the last configuration that the
-iterator gives, which should be the one that takes most registers; and on one architecture the first.
+iterator gives, which should be the one that takes most registers, on two architectures: the one with least shared
+memory, and that of the reference machine. The others, and every configuration, are marked full.
 """
 
 import functools
@@ -16,15 +17,18 @@ from pathlib import Path
 
 import pytest
 
+from tests import cores
+
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+BRIEF = (80, 90)  # of make test
 OPERATORS = ("focal_contrastive", "kd_divergence")
 
 
 @functools.cache
 def configurations(operator: str) -> list:
-    from merc_kernels._triton import ahead_of_time
+    from tests.kernels import ahead_of_time
 
     return list(getattr(ahead_of_time, f"{operator}_configurations")())
 
@@ -34,27 +38,33 @@ def launched(operator: str, architecture: int) -> list[int]:
     return [i for i, one in enumerate(configurations(operator)) if architecture in one.architectures]
 
 
-def representatives(operator: str, architecture: int, first: bool) -> list[int]:
-    """Positions of the last (or first) configuration of each kernel and set of types."""
+def representatives(operator: str, architecture: int) -> list[int]:
+    """Positions of the last configuration of each kernel and set of types."""
     chosen: dict[tuple, int] = {}
     for position in launched(operator, architecture):
         configuration = configurations(operator)[position]
         types = sorted(set(configuration.signature.values()) - {"constexpr", "i32", "i64"})
         key = (configuration.kernel.__name__, *types)
-        chosen[key] = chosen.get(key, position) if first else position
+        chosen[key] = position
     return sorted(set(chosen.values()))
+
+
+def compiled_in(folder: str, configuration, architecture: int):
+    """What Triton makes of a configuration."""
+    source = triton.compiler.ASTSource(
+        configuration.kernel, configuration.signature, configuration.constants, configuration.attributes
+    )
+    target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", folder)
+        return triton.compile(source, target=target, options=configuration.options)
 
 
 def problem(operator: str, position: int, architecture: int) -> str | None:
     """What is wrong with a configuration once it is compiled."""
     configuration = configurations(operator)[position]
-    source = triton.compiler.ASTSource(
-        configuration.kernel, configuration.signature, configuration.constants, configuration.attributes
-    )
-    target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TRITON_CACHE_DIR"] = folder
-        compiled = triton.compile(source, target=target, options=configuration.options)
+        compiled = compiled_in(folder, configuration, architecture)
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         tool = triton.knobs.nvidia.cuobjdump.path
@@ -67,8 +77,10 @@ def problem(operator: str, position: int, architecture: int) -> str | None:
 
 
 def problems(operator: str, positions: list[int], architecture: int) -> list[str]:
-    """Those of many, compiled by as many processes as there are cores."""
-    workers = min(len(os.sched_getaffinity(0)), len(positions))
+    """Those of many, compiled by as many processes as this one has cores."""
+    workers = min(cores.of_a_worker(), len(positions))
+    if workers == 1:
+        return [one for one in (problem(operator, position, architecture) for position in positions) if one is not None]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         count = len(positions)
         found = pool.map(problem, [operator] * count, positions, [architecture] * count, chunksize=4)
@@ -78,19 +90,17 @@ def problems(operator: str, positions: list[int], architecture: int) -> list[str
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 class TestCompiles:
     def test_every_iterator_is_here(self):
-        from merc_kernels._triton import ahead_of_time
+        from tests.kernels import ahead_of_time
 
         ending = "_configurations"
         assert {f"{operator}{ending}" for operator in OPERATORS} == {
             x for x in vars(ahead_of_time) if x.endswith(ending)
         }
 
-    @pytest.mark.parametrize("architecture", SHARED_MEMORY)
+    @pytest.mark.parametrize("architecture", BRIEF)
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_representatives(self, operator, architecture):
-        positions = representatives(operator, architecture, first=False)
-        if architecture == 90:
-            positions += representatives(operator, architecture, first=True)
+        positions = representatives(operator, architecture)
         assert len(positions) > 2
         assert problems(operator, positions, architecture) == []
 
@@ -99,3 +109,12 @@ class TestCompiles:
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_every_configuration(self, operator, architecture):
         assert problems(operator, launched(operator, architecture), architecture) == []
+
+    @pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
+    def test_wide_rows_have_their_matrix_stored_16_bytes_at_a_time(self, dtype, tmp_path):
+        plain = {"MATRIX": True, "SIMILARITY": True, "DETACH": True, "POWER": 2, "BOUNDED": True, "PRECISION": "ieee"}
+        for configuration in configurations("focal_contrastive"):
+            of_it = configuration.constants.items() >= plain.items() and configuration.signature["out_ptr"] == dtype
+            if of_it and 90 in configuration.architectures:
+                code = compiled_in(str(tmp_path), configuration, 90).asm["ptx"]
+                assert set(re.findall(r"st\.global\S*", code)) == {"st.global.v4.b32"}

@@ -6,7 +6,8 @@ import threading
 import pytest
 import torch
 
-from merc_kernels import _library, backends, focal_contrastive_loss, kd_divergence, reference, use_backend
+from merc_kernels import backends, focal_contrastive_loss, kd_divergence, reference, use_backend
+from merc_kernels._shared import backends as registry
 
 X, Y = torch.randn(6, 4), torch.arange(6) % 2
 
@@ -53,35 +54,25 @@ def test_the_reference_takes_no_other():
 
 
 def test_a_backend_without_the_operator_or_for_another_device_raises(monkeypatch):
-    monkeypatch.setattr(_library, "_state", lambda name: "on")
-    monkeypatch.setitem(_library._OPERATORS, "nothing_of_ours", ("reference",))
+    monkeypatch.setattr(registry, "_state", lambda name: "on")
     with pytest.raises(ValueError, match="backend: 'cpu' has no nothing_of_ours"):
-        _library.choose("cpu", "nothing_of_ours", "cpu")
-    with pytest.raises(ValueError, match="backend: 'cpu' does not take tensors on cuda"):
-        _library.choose("cpu", "kd_divergence", "cuda")
+        registry.choose("cpu", "nothing_of_ours", X, no_call, offered=("reference",))
+    with pytest.raises(ValueError, match="backend: 'cpu' does not take tensors on meta"):
+        registry.choose("cpu", "kd_divergence", X.to("meta"), no_call)
 
 
-@pytest.mark.parametrize(
-    ("device", "on", "name"),
-    [
-        ("cpu", {"cpu", "triton", "cuda"}, "cpu"),
-        ("cpu", {"triton"}, "reference"),
-        ("cuda", {"cpu", "triton", "cuda"}, "reference"),
-        ("mps", {"cpu", "triton", "cuda"}, "reference"),
-    ],
-)
-def test_none_is_the_fastest_that_is_on_for_the_device(device, on, name, monkeypatch):
-    monkeypatch.setattr(_library, "_state", lambda name: "on" if name in on else "off: not now")
-    assert _library.choose(None, "kd_divergence", device) == name
+def no_call():
+    raise AssertionError("asked for what only a GPU wants")
 
 
 def chosen(backend=None):
-    return _library.choose(backend, "kd_divergence", "cpu")
+    return registry.choose(backend, "kd_divergence", X, no_call)
 
 
 @pytest.fixture
 def _cpu_is_on(monkeypatch):
-    monkeypatch.setattr(_library, "_state", lambda name: "on")
+    monkeypatch.setattr(registry, "_state", lambda name: "on")
+    monkeypatch.setattr(registry, "_C", registry)
 
 
 @pytest.mark.usefixtures("_cpu_is_on")
@@ -126,9 +117,3 @@ def test_the_torch_backend_serves_both_losses():
     assert kd_divergence(X, X.flip(0), backend="torch") == kd_divergence(X, X.flip(0), backend="reference")
     with use_backend("torch"):
         torch.testing.assert_close(focal_contrastive_loss(X, Y), reference.focal_contrastive_loss(X, Y))
-
-
-def test_a_large_matrix_runs_on_the_torch_backend_where_no_kernel_is_meant():
-    assert _library.choose(None, "focal_contrastive", "mps", pairs=2**26 - 1) == "reference"
-    assert _library.choose(None, "focal_contrastive", "mps", pairs=2**26) == "torch"
-    assert _library.choose(None, "kd_divergence", "mps") == "reference"

@@ -8,12 +8,12 @@ import torch
 from merc_kernels import (
     FocalContrastiveLoss,
     KDDivergence,
-    _checks,
     class_balanced_weights,
     focal_contrastive_loss,
     kd_divergence,
     reference,
 )
+from merc_kernels._shared import checks
 
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
 X3, Y2 = torch.randn(2, 4, 3), Y.expand(2, 4)
@@ -167,17 +167,17 @@ def refused(function, arguments, name, expected, actual):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("module", ["functional", "reference"])
+@pytest.mark.parametrize("module", ["function", "reference"])
 @pytest.mark.parametrize(("change", "name", "expected", "actual"), FOCAL)
 def test_focal_contrastive_loss(module, change, name, expected, actual):
-    function = focal_contrastive_loss if module == "functional" else reference.focal_contrastive_loss
+    function = focal_contrastive_loss if module == "function" else reference.focal_contrastive_loss
     refused(function, {"embeddings": X, "labels": Y, **change}, name, expected, actual)
 
 
-@pytest.mark.parametrize("module", ["functional", "reference"])
+@pytest.mark.parametrize("module", ["function", "reference"])
 @pytest.mark.parametrize(("change", "name", "expected", "actual"), KD)
 def test_kd_divergence(module, change, name, expected, actual):
-    function = kd_divergence if module == "functional" else reference.kd_divergence
+    function = kd_divergence if module == "function" else reference.kd_divergence
     refused(function, {"student_logits": S, "teacher_logits": T, **change}, name, expected, actual)
 
 
@@ -223,18 +223,18 @@ def test_without_classes_any_integer_is_a_label():
 def test_values_are_read_off_the_cpu_only_when_asked(monkeypatch):
     elsewhere = torch.empty(2, device="meta")
     monkeypatch.delenv("MERC_CHECK", raising=False)
-    assert _checks.readable(torch.ones(2))
-    assert _checks.readable(torch.nn.Parameter(torch.ones(2)))
-    assert not _checks.readable(elsewhere)
+    assert checks.readable(torch.ones(2))
+    assert checks.readable(torch.nn.Parameter(torch.ones(2)))
+    assert not checks.readable(elsewhere)
     monkeypatch.setenv("MERC_CHECK", "1")
-    assert _checks.readable(elsewhere)
+    assert checks.readable(elsewhere)
     monkeypatch.setenv("MERC_CHECK", "0")
-    assert not _checks.readable(elsewhere)
+    assert not checks.readable(elsewhere)
 
 
 def test_values_that_are_not_read_count_as_ignored(monkeypatch):
     # as on a GPU
-    monkeypatch.setattr(_checks, "readable", lambda value: False)
+    monkeypatch.setattr(checks, "readable", lambda value: False)
     off, ignored = torch.tensor([0, 7, 0, 1]), torch.tensor([0, -100, 0, 1])
     for options in ({"class_weights": torch.ones(2)}, {"prototypes": PROTOTYPES, "prototype_anchors": True}):
         for reduction in ("mean", "batchmean", "sum"):

@@ -1,11 +1,13 @@
 """Odd sizes, empty inputs, ignored and zero rows, strides."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from merc_kernels import focal_contrastive_loss, kd_divergence
-from tests.kernels import loop
+from merc_kernels import FocalContrastiveLoss, KDDivergence, backends, focal_contrastive_loss, kd_divergence
+from tests.kernels import inference, loop
 from tests.numerics import assert_equal_fp64
 
 
@@ -198,3 +200,59 @@ def test_inputs_are_left_as_they_are():
     focal_contrastive_loss(x, y, prototypes=prototypes)
     kd_divergence(s, t, labels=y)
     assert all(torch.equal(a, b) for a, b in zip(before, (x, y, prototypes, s, t), strict=True))
+
+
+BACKENDS = [name for name in ("cpu", "torch", "reference") if backends()[name] == "on"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inference_tensors_count_as_any_other(backend):
+    for reduction in ("batchmean", "sum", "none"):
+        for direction in ("forward", "reverse", "js"):
+            loss = functools.partial(kd_divergence, direction=direction, reduction=reduction, backend=backend)
+            inference.check(loss, inference.kd_arguments())
+        for focal in ("similarity", "probability"):
+            loss = functools.partial(focal_contrastive_loss, focal=focal, reduction=reduction, backend=backend)
+            inference.check(loss, inference.focal_arguments())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_student_or_embeddings_may_be_inference_tensors(backend):
+    kd, focal = inference.kd_arguments(), inference.focal_arguments()
+    kd["student_logits"], kd["teacher_logits"] = kd["teacher_logits"], kd["student_logits"]
+    inference.check(functools.partial(kd_divergence, teacher_grad=True, backend=backend), kd)
+    for learned in ("prototypes", "ref_embeddings", "temperature"):
+        arguments = {name: x.detach().requires_grad_(name == learned) for name, x in focal.items()}
+        inference.check(functools.partial(focal_contrastive_loss, backend=backend), arguments)
+
+
+def test_modules_take_inference_tensors():
+    kd, focal = inference.kd_arguments(), inference.focal_arguments()
+    inference.check(KDDivergence(ce_weight=kd.pop("ce_weight")), kd)
+    focal.pop("temperature")
+    with torch.inference_mode():
+        weights = focal.pop("class_weights").clone()
+    inference.check(FocalContrastiveLoss(class_weights=weights, temperature=0.3), focal)
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "none"])
+def test_what_is_written_after_the_forward_pass(reduction):
+    """Into an inference tensor: nothing comes of it. Into another: it is noticed, where it would be read."""
+    kd, focal = inference.kd_arguments(), inference.focal_arguments()
+    for loss, arguments, name in (
+        (kd_divergence, kd, "teacher_logits"),
+        (focal_contrastive_loss, focal, "ref_embeddings"),
+    ):
+        leaf = next(iter(arguments.values()))
+        truth = torch.autograd.grad(loss(**arguments, reduction=reduction).sum(), leaf)[0]
+        with torch.inference_mode():
+            twin = arguments[name].clone()
+        value = loss(**arguments | {name: twin}, reduction=reduction).sum()
+        with torch.inference_mode():
+            twin.fill_(7)
+        assert torch.equal(torch.autograd.grad(value, leaf)[0], truth)
+        if reduction == "none":
+            value = loss(**arguments, reduction=reduction).sum()
+            arguments[name].fill_(7)
+            with pytest.raises(RuntimeError, match="inplace operation"):
+                torch.autograd.grad(value, leaf)

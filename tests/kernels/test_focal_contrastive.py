@@ -85,7 +85,7 @@ def agree(case: grid.Case) -> None:
         assert_equal_fp64(actual, truth[name], name)
 
 
-CASES = grid.sample(OPTIONS, valid, 300)
+CASES = grid.cover(OPTIONS, valid)
 
 
 @pytest.mark.parametrize("case", CASES, ids=map(grid.title, CASES))
@@ -97,11 +97,6 @@ def test_equals_the_loop(case):
 def test_equals_the_loop_on_a_large_sample():
     for case in grid.sample(OPTIONS, valid, 4000):
         agree(case)
-
-
-def test_the_sample_holds_every_pair_of_options():
-    missing = grid.pairs(grid.sample(OPTIONS, valid, 20_000)) - grid.pairs(CASES)
-    assert not missing
 
 
 def batch(rows: int = 12, width: int = 7, classes: int = 3) -> tuple[Tensor, Tensor]:

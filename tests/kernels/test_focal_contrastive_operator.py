@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from merc_kernels import FocalContrastiveLoss, _library, backends, focal_contrastive_loss, reference
-from merc_kernels._ops import focal_contrastive as _ops
+from merc_kernels import FocalContrastiveLoss, backends, focal_contrastive_loss, reference
+from merc_kernels._shared.backends import extension
+from merc_kernels.focal_contrastive import operator
 from tests.kernels import focal_cases, grid
 from tests.numerics import error
 
@@ -42,7 +43,7 @@ def test_equals_the_reference(case, backend):
 def test_both_passes_at_once_give_the_same_bits(case, monkeypatch):
     options = focal_cases.build(case)
     at_once = focal_cases.value_and_gradients(fused("cpu"), options, 2.0)
-    monkeypatch.setattr(_ops, "_SMALL", 0)
+    monkeypatch.setattr(operator, "_SMALL", 0)
     apart = focal_cases.value_and_gradients(fused("cpu"), options, 2.0)
     assert all(torch.equal(at_once[name], value) for name, value in apart.items())
 
@@ -83,15 +84,15 @@ def test_many_blocks(size, focal, backend):
 @needs_cpu
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    usual = _library._C.isa()
-    if not _library._C.set_isa(isa):
+    usual = extension().isa()
+    if not extension().set_isa(isa):
         pytest.skip(f"this machine cannot run {isa}")
     wide = {**CASES[0], "size": (70, 401), "dtype": torch.float32, "temperature": 0.07, "use": "refs with gradient"}
     try:
         for case in (*CASES[:60], wide):  # features in several parts and a rest
             focal_cases.check(focal_cases.build(case), fused("cpu"))
     finally:
-        _library._C.set_isa(usual)
+        extension().set_isa(usual)
 
 
 LABELS = {
@@ -157,6 +158,33 @@ def test_a_nan_that_counts_is_not_lost(backend):
     with torch.no_grad():
         x[3] = torch.nan
     assert focal_contrastive_loss(x, torch.arange(40) % 3, backend=backend).isnan()
+
+
+@each_backend
+@pytest.mark.parametrize("use", focal_cases.SPOILT_USES)
+def test_a_spoilt_row_is_nan_to_all_that_depends_on_it(use, backend, monkeypatch):
+    for small in (operator._SMALL, 0):
+        monkeypatch.setattr(operator, "_SMALL", small)
+        focal_cases.check_spoilt(fused(backend), use)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_spoilt_row_reaches_no_anchor_that_does_not_meet_it(normalize):
+    """What the reference itself says: an ignored row, one without a positive, and one that has other candidates."""
+    x, refs = rows(5), rows(4)
+    with torch.no_grad():
+        x[1] = torch.nan
+    y, ref_y = torch.tensor([0, 0, -100, 7, 1]), torch.tensor([0, 1, 2, -100])
+    options = {"ref_embeddings": refs, "ref_labels": ref_y, "normalize": normalize, "reduction": "none"}
+    for focal in ("similarity", "probability"):
+        within = focal_contrastive_loss(x, y, focal=focal, backend="reference", **options)
+        assert within.isnan().tolist() == [True, True, False, False, True]
+        assert (within[2:4] == 0).all()
+        across = focal_contrastive_loss(x, y, focal=focal, backend="reference", ref_only=True, **options)
+        assert across.isnan().tolist() == [False, True, False, False, False]
+        gradient = torch.autograd.grad(across.sum(), x)[0]
+        assert gradient.isnan().all(-1).tolist() == [False, True, False, False, False]
+        assert gradient[[0, 2, 3, 4]].isfinite().all()
 
 
 @each_backend

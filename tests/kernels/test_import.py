@@ -64,3 +64,29 @@ def test_public_names():
 
     assert all(hasattr(merc_kernels, name) for name in merc_kernels.__all__)
     assert merc_kernels.__version__.count(".") == 2
+
+
+ROOMS = """
+import importlib, pickle, merc_kernels
+import merc_kernels.kd_divergence
+from merc_kernels.kd_divergence.loss import kd_divergence
+from merc_kernels.kd_divergence import kd_divergence as of_room
+importlib.import_module("merc_kernels.kd_divergence.options")
+import torch
+torch.ops.merc.kd_divergence_triton  # its kernels are imported when they first run
+try:
+    importlib.import_module("merc_kernels.kd_divergence.triton.launch")
+except ImportError:  # without Triton
+    pass
+assert merc_kernels.kd_divergence is kd_divergence is of_room
+assert callable(merc_kernels.kd_divergence)
+assert pickle.loads(pickle.dumps(kd_divergence)) is kd_divergence
+module = pickle.loads(pickle.dumps(merc_kernels.KDDivergence(beta=0.3)))
+assert module.beta == 0.3
+from merc_kernels import *
+assert kd_divergence is of_room
+"""
+
+
+def test_the_function_has_the_name_that_its_room_has_too():
+    assert run(ROOMS) == ""

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from merc_kernels import _library, backends, kd_divergence, reference
+from merc_kernels import backends, kd_divergence, reference
+from merc_kernels._shared.backends import extension
+from tests.kernels import spoiled
 from tests.numerics import TOLERANCE, assert_accurate, error
 
 pytestmark = pytest.mark.skipif(backends()["cpu"] != "on", reason=backends()["cpu"])
@@ -56,8 +58,8 @@ def test_every_width_and_dtype(width, dtype):
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 @pytest.mark.parametrize("width", [7, 300])
 def test_every_instruction_set(isa, width):
-    usual = _library._C.isa()
-    if not _library._C.set_isa(isa):
+    usual = extension().isa()
+    if not extension().set_isa(isa):
         pytest.skip(f"this machine cannot run {isa}")
     try:
         for dtype, direction in itertools.product((torch.float32, torch.bfloat16, torch.float64), DIRECTIONS):
@@ -65,7 +67,7 @@ def test_every_instruction_set(isa, width):
             options = {"labels": labels, "ce_weight": 0.4, "teacher_grad": True, "direction": direction, "beta": 0.3}
             check(logits(70, width, dtype=dtype), logits(70, width, dtype=dtype), **options)
     finally:
-        _library._C.set_isa(usual)
+        extension().set_isa(usual)
 
 
 def options_of(groups: int, rows: int, width: int) -> dict[str, dict]:
@@ -186,6 +188,36 @@ def test_ignored_rows_may_hold_nan(width):
         assert loss.isfinite()
         assert gradient.isfinite().all()
         assert (gradient[[1, 3]] == 0).all()
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("width", [2, 7, 300])
+def test_a_spoilt_row_is_nan(isa, width):
+    usual = extension().isa()
+    if not extension().set_isa(isa):
+        pytest.skip(f"this machine cannot run {isa}")
+    try:
+        for dtype, direction, teacher_grad in itertools.product(DTYPES, DIRECTIONS, (True, False)):
+            for reduction, labelled in (("none", True), ("batchmean", False)):
+                options = {"direction": direction, "reduction": reduction, "teacher_grad": teacher_grad}
+                options |= {"labels": spoiled.LABELS, "ce_weight": 0.5 * (width > 2)} if labelled else {}
+                spoiled.check(spoiled.through_autograd(backend="cpu", **options), width, dtype, labelled)
+    finally:
+        extension().set_isa(usual)
+
+
+def test_a_spoilt_row_of_one_group_is_nan():
+    teacher = torch.randn(4, 6)
+    for backend, direction in itertools.product(("cpu", "reference"), DIRECTIONS):
+        students = torch.randn(3, 4, 6)
+        students[1, 2, 3] = torch.nan
+        leaves = [students.requires_grad_(), teacher.clone().requires_grad_()]
+        loss = kd_divergence(*leaves, direction=direction, teacher_grad=True, reduction="none", backend=backend)
+        gradients = torch.autograd.grad(loss.sum(), leaves)
+        spoilt = torch.zeros(3, 4, dtype=torch.bool).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(True))
+        assert torch.equal(loss.isnan(), spoilt)
+        assert torch.equal(gradients[0].isnan(), spoilt[..., None].expand(3, 4, 6))
+        assert torch.equal(gradients[1].isnan(), spoilt.any(0)[:, None].expand(4, 6))
 
 
 def test_loss_scaling_lifts_float16_gradients():
@@ -314,11 +346,11 @@ def test_second_derivatives_are_refused(teacher_grad, scale):
         operator_call(student, teacher, save=0)[0].backward()
 
 
-def operator_call(student: Tensor, teacher: Tensor, save: int = 1, reduction: int = 2, **changes):
+def operator_call(student: Tensor, teacher: Tensor, save: int = 1, reduction: int = 3, **changes):
     return torch.ops.merc.kd_divergence(*operator_arguments(student, teacher, save, reduction, **changes))
 
 
-def operator_arguments(student, teacher, save=1, reduction=2, direction=0, labels=None, weights=None, rows=None):
+def operator_arguments(student, teacher, save=1, reduction=3, direction=0, labels=None, weights=None, rows=None):
     ce_weight = 0.0 if labels is None else 0.5
     return student, teacher, rows, labels, weights, 2.0, direction, 0.4, ce_weight, True, -100, reduction, save
 
@@ -410,6 +442,7 @@ def test_vmap_gives_each_its_own():
         ({"labels": torch.zeros(4, dtype=torch.int64)}, r"labels: expected shape \(5\)"),
         ({"weights": torch.zeros(5, dtype=torch.float64)}, "row_weights: expected Float, got Double"),
         ({"direction": 3}, "direction: expected 0, 1 or 2, got 3"),
+        ({"reduction": 2}, "reduction: expected 0, 1 or 3, got 2"),
         ({"reduction": 0, "save": 2}, "save: expected 0, 1, or 2 with a reduction to a scalar"),
     ],
 )

@@ -1,13 +1,18 @@
 """The modules: the functions' options in the constructor, their tensors in forward."""
 
 import copy
+import dataclasses
+import importlib
 import inspect
+import pickle
 
 import pytest
 import torch
 
 import merc_kernels
 from merc_kernels import FocalContrastiveLoss, KDDivergence, focal_contrastive_loss, kd_divergence, reference
+from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
+from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
 PAIRS = [
     (FocalContrastiveLoss, focal_contrastive_loss, {"prototypes", "ref_embeddings", "ref_labels"}),
@@ -35,16 +40,6 @@ def test_reference_has_the_same_signature(name):
     assert inspect.signature(getattr(reference, name)) == inspect.signature(getattr(merc_kernels, name))
 
 
-def test_functions_hand_every_argument_on(monkeypatch):
-    for name in ("focal_contrastive_loss", "kd_divergence"):
-        function, seen = getattr(merc_kernels, name), {}
-        monkeypatch.setattr(reference, name, lambda *args, seen=seen, **options: seen.update(options))
-        options = {option: object() for option in keywords(function) if option != "backend"}
-        function(None, None, **options, backend="reference")
-        seen.pop("backend", None)
-        assert seen == options
-
-
 FOCAL_OPTIONS = {
     "temperature": 0.3,
     "gamma": 1.5,
@@ -68,6 +63,47 @@ KD_OPTIONS = {
     "backend": "reference",
     "reduction": "none",
 }
+FOCAL_FIELDS, KD_FIELDS = (
+    {x.name for x in dataclasses.fields(x)} for x in (FocalContrastiveOptions, KDDivergenceOptions)
+)
+
+
+def handed_on(monkeypatch, room: str, name: str, *tensors, **arguments) -> tuple:
+    """The tensors and the options that a loss hands to its reference."""
+    seen: list[tuple] = []
+    monkeypatch.setattr(importlib.import_module(f"merc_kernels.{room}.reference"), name, lambda *x: seen.append(x))
+    getattr(merc_kernels, name)(*tensors, **arguments, backend="reference")
+    return seen[0]
+
+
+def test_focal_contrastive_hands_every_argument_on(monkeypatch):
+    x, y, prototypes, refs, weights, tau = torch.randn(4, 3), torch.zeros(4).long(), *torch.rand(4, 2, 3)
+    tensors = (x, y, prototypes, refs, y[:2], weights[:, 0], tau[0, 0])
+    names = ("prototypes", "ref_embeddings", "ref_labels", "class_weights", "temperature")
+    options = {name: FOCAL_OPTIONS[name] for name in FOCAL_OPTIONS if name in FOCAL_FIELDS - {"temperature"}}
+    given = options | dict(zip(names, tensors[2:], strict=True))
+    room = ("focal_contrastive", "focal_contrastive_loss")
+    *seen, of_call = handed_on(monkeypatch, *room, x, y, **given)
+    assert all(one is other for one, other in zip(seen, tensors, strict=True))
+    assert of_call == FocalContrastiveOptions(temperature=1.0, **options)
+    given = {"temperature": 0.3, "ref_only": True, "ref_embeddings": refs, "ref_labels": y[:2]}
+    *seen, of_call = handed_on(monkeypatch, *room, x, y, **given)
+    assert seen[2] is seen[5] is seen[6] is None
+    assert of_call == FocalContrastiveOptions(temperature=0.3, ref_only=True)
+    assert set(options) | {"temperature", "ref_only"} == FOCAL_FIELDS
+
+
+def test_kd_divergence_hands_every_argument_on(monkeypatch):
+    s, t, temperature, labels, weights = *torch.randn(2, 4, 3), 1 + torch.rand(4), torch.zeros(4).long(), torch.rand(4)
+    options = {name: value for name, value in KD_OPTIONS.items() if name in KD_FIELDS - {"temperature"}}
+    given = {"temperature": temperature, "labels": labels, "row_weights": weights, **options}
+    *seen, of_call = handed_on(monkeypatch, "kd_divergence", "kd_divergence", s, t, **given)
+    assert all(one is other for one, other in zip(seen, (s, t, temperature, labels, weights), strict=True))
+    assert of_call == KDDivergenceOptions(temperature=1.0, **options)
+    *seen, of_call = handed_on(monkeypatch, "kd_divergence", "kd_divergence", s, t, temperature=3.0)
+    assert seen[2:] == [None] * 3
+    assert of_call == KDDivergenceOptions(temperature=3.0)
+    assert set(options) | {"temperature"} == KD_FIELDS
 
 
 @pytest.mark.parametrize("changed", [None, *FOCAL_OPTIONS, "ref_only"])
@@ -146,3 +182,56 @@ def test_repr_tells_the_options():
     for module in (FocalContrastiveLoss, KDDivergence):
         text = repr(module())
         assert all(f"{name}=" in text for name in keywords(module.__init__))
+
+
+MODULES = [(FocalContrastiveLoss, FOCAL_OPTIONS), (KDDivergence, KD_OPTIONS)]
+
+
+@pytest.mark.parametrize(("module", "options"), MODULES)
+def test_every_option_can_be_read_and_set(module, options):
+    loss = module()
+    for name, value in options.items():
+        if name != "class_weights":
+            setattr(loss, name, value)
+            assert getattr(loss, name) == value
+    other = module(**{name: value for name, value in options.items() if name != "class_weights"})
+    assert loss.options == other.options
+    assert repr(loss) == repr(other)
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        twin.ignore_index = 7
+        assert (twin.ignore_index, twin.options.ignore_index, loss.ignore_index) == (7, 7, 1)
+
+
+@pytest.mark.parametrize(("module", "options"), MODULES)
+def test_an_option_that_is_set_is_checked_and_counts(module, options):
+    loss = module()
+    for name in ("temperature", "reduction", "ignore_index"):
+        before = getattr(loss, name)
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            setattr(loss, name, "nothing")
+        assert getattr(loss, name) == before
+    x, y = torch.randn(6, 4), torch.arange(6) % 2
+    args = (x, y if module is FocalContrastiveLoss else x.flip(0))
+    before = loss(*args)
+    loss.temperature = 0.7
+    assert loss(*args) == module(temperature=0.7)(*args) != before
+
+
+def test_a_learned_temperature_stays_when_another_option_is_set():
+    loss = FocalContrastiveLoss(temperature=torch.nn.Parameter(torch.tensor(0.2)))
+    loss.gamma = 1.0
+    assert isinstance(loss.temperature, torch.nn.Parameter)
+    assert loss.gamma == 1.0
+    with pytest.raises(TypeError, match="temperature"):
+        loss.temperature = 0.3
+    loss = FocalContrastiveLoss()
+    loss.temperature = torch.nn.Parameter(torch.tensor(0.2))
+    assert [name for name, _ in loss.named_parameters()] == ["temperature"]
+
+
+@pytest.mark.parametrize("documented", [focal_contrastive_loss, kd_divergence, FocalContrastiveLoss, KDDivergence])
+def test_the_documentation_describes_every_option(documented):
+    text = inspect.getdoc(documented)
+    fields = KD_FIELDS if documented in (kd_divergence, KDDivergence) else FOCAL_FIELDS
+    assert all(f"\n    {name}: " in text for name in fields)
+    assert "**options" not in text

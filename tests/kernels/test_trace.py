@@ -1,11 +1,14 @@
 """Tracing: whole graphs with dynamic shapes under torch.compile and torch.export, fake tensors, torch.func."""
 
+import functools
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
-from merc_kernels import FocalContrastiveLoss, KDDivergence, focal_contrastive_loss, kd_divergence
+from merc_kernels import FocalContrastiveLoss, KDDivergence, backends, focal_contrastive_loss, kd_divergence
+from tests.kernels import inference
 
 WEIGHTS = torch.tensor([0.5, 1.0, 1.5])
 SETTINGS = {
@@ -73,6 +76,35 @@ def test_a_changing_python_float_compiles():
     x, y = torch.randn(7, 8), torch.arange(7) % 3
     for temperature, gamma in ((0.1, 2.0), (0.2, 1.5), (0.7, 0.0)):
         torch.testing.assert_close(compiled(x, y, temperature, gamma), loss(x, y, temperature, gamma))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, where it imports its compiler
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+@pytest.mark.parametrize("backend", [name for name in ("cpu", "torch", "reference") if backends()[name] == "on"])
+def test_a_compiled_function_takes_inference_tensors(backend, compiler):
+    for loss, build in ((kd_divergence, inference.kd_arguments), (focal_contrastive_loss, inference.focal_arguments)):
+        for reduction in ("batchmean", "none"):
+            arguments = build()
+            options = {"reduction": reduction, "backend": backend}
+            truth = inference.value_and_gradient(functools.partial(loss, **options), arguments)
+            torch._dynamo.reset()
+            compiled = torch.compile(functools.partial(loss, **options), fullgraph=True, backend=compiler)
+            *_, unusual = inference.made_in_inference_mode(arguments)
+            for value, exact in zip(inference.value_and_gradient(compiled, unusual), truth, strict=True):
+                torch.testing.assert_close(value, exact)
+
+
+def test_a_compiled_scalar_divergence_keeps_the_gradient_alone():
+    if backends()["cpu"] != "on":
+        pytest.skip(backends()["cpu"])
+    kept = []
+    student, teacher = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    compiled = torch.compile(kd_divergence, fullgraph=True, backend="eager")
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        loss = compiled(student, teacher, backend="cpu")
+    assert not any(x.data_ptr() == teacher.data_ptr() for x in kept)
+    exact = torch.autograd.grad(kd_divergence(student, teacher, backend="cpu"), student)[0]
+    assert torch.equal(torch.autograd.grad(loss, student)[0], exact)
 
 
 def test_bad_options_raise_while_compiling_too():

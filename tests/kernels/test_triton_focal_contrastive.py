@@ -1,21 +1,18 @@
 """The Triton kernels of the focal contrastive loss: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
 """
 
 import functools
 import itertools
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from merc_kernels import focal_contrastive_loss
-from tests.kernels import focal_cases, grid
+from tests.kernels import alive, focal_cases, grid, inference, interpreted
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -26,6 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SIZES = [(1, 8), (2, 5), (37, 96), (67, 123), (40, 300), (130, 17)]  # N, D
 CASES = grid.cover({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid)
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SETTINGS = [  # focal, use, temperature, detach_focal
+    ("similarity", "prototype anchors", 0.07, True),
+    ("probability", "refs with gradient", "learnable", False),
+    ("similarity", "ref only", 0.02, False),
+]
 
 fused = functools.partial(focal_contrastive_loss, backend="triton")
 
@@ -51,30 +55,71 @@ class TestValues:
         for case in grid.sample({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid, 1500):
             focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-    @pytest.mark.parametrize("size", [(130, 40), (70, 260), pytest.param((700, 96), marks=pytest.mark.full)], ids=str)
-    def test_many_blocks(self, size, dtype):
+    @pytest.mark.parametrize(("size", "dtype", "setting"), grid.halved([(130, 40), (70, 260)], DTYPES, SETTINGS))
+    def test_many_blocks(self, size, dtype, setting):
+        self.check_blocks(size, dtype, setting)
+
+    @pytest.mark.full
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("setting", SETTINGS, ids=str)
+    def test_very_many_blocks(self, dtype, setting):
+        self.check_blocks((700, 96), dtype, setting)
+
+    def check_blocks(self, size, dtype, setting):
+        focal, use, temperature, detach_focal = setting
         case = {"size": size, "dtype": dtype, "gamma": 2.0, "normalize": True, "reduction": "mean"}
-        for focal, use, temperature, detach_focal in (
-            ("similarity", "prototype anchors", 0.07, True),
-            ("probability", "refs with gradient", "learnable", False),
-            ("similarity", "ref only", 0.02, False),
-        ):
-            options = {"focal": focal, "use": use, "temperature": temperature, "detach_focal": detach_focal}
-            focal_cases.check(focal_cases.build({**case, **options}), fused, short_rows=True)
+        case |= {"focal": focal, "use": use, "temperature": temperature, "detach_focal": detach_focal}
+        focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
     def test_strips_of_a_matrix_and_splits_of_columns(self, monkeypatch):
-        from merc_kernels._triton import focal_contrastive as host
+        from merc_kernels.focal_contrastive.triton import launch as host
 
         monkeypatch.setattr(host, "_STRIP_BYTES", 1)
         one_tile = lambda programs, columns, tile, *_, **__: (triton.cdiv(columns, tile.columns), 1)  # noqa: E731
         monkeypatch.setattr(host, "splits_of", one_tile)
         case = {"dtype": torch.float32, "gamma": 2.0, "normalize": True, "reduction": "mean"}
         case |= {"temperature": "learnable", "detach_focal": False}
-        for use, size in (("prototype anchors", (135, 66)), ("groups", (50, 66)), ("prototype anchors", (70, 20))):
+        sizes = {
+            "prototype anchors": ((135, 66), (70, 20)),
+            "groups": ((50, 66),),
+            "groups that share all": ((50, 66),),
+        }
+        for use, size in ((use, size) for use, some in sizes.items() for size in some):
             for focal in ("similarity", "probability"):
                 options = focal_cases.build({**case, "focal": focal, "use": use, "size": size})
                 focal_cases.check(options, fused, short_rows=True)
+
+    def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import launch as host
+
+        n, width, a_strip = 416, 66, 128  # whole tiles
+        monkeypatch.setattr(host, "_STRIP_BYTES", 4 * a_strip * n)
+        x = rows(n, width)
+        loss = fused(x, torch.arange(n) % 3)
+        with alive.counted() as most:
+            loss.backward()
+        strip, unpacked, stats = a_strip * n, a_strip * width, 4 * n
+        assert most() <= 4 * (n * width + strip + unpacked + stats)
+
+
+@pytest.mark.usefixtures("_truncated")
+class TestTf32:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize("width", [48, 96])  # held in registers, and not
+    def test_factors_are_rounded_to_the_nearest(self, width):
+        centres, labels = torch.randn(4, width), torch.arange(64) % 4
+        x = (centres[labels] + torch.randn(64, width)).requires_grad_()  # clustered: errors add up
+        exact = x.detach().double().requires_grad_()
+        value, of = gradients(fused(x, labels, temperature=0.3), x)
+        truth, of_exact = gradients(focal_contrastive_loss(exact, labels, temperature=0.3, backend="reference"), exact)
+        assert (value - truth).abs() < 2e-4 * truth
+        assert (of - of_exact).norm() < 5e-4 * of_exact.norm()
+
+    def test_what_is_spoilt_stays_spoilt(self):
+        x = rows(20, 48).detach()
+        x.view(torch.int32)[3] = -1  # a NaN of all bits
+        assert fused(x, torch.arange(20) % 3).isnan()
 
 
 LABELS = {
@@ -112,6 +157,10 @@ class TestEdges:
             if normalize or kind == "long":
                 options = {"embeddings": x.clone().requires_grad_(), "labels": labels, "focal": focal, "gamma": gamma}
                 focal_cases.check({**options, "normalize": normalize}, fused)
+
+    @pytest.mark.parametrize("use", focal_cases.SPOILT_USES)
+    def test_a_spoilt_row_is_nan_to_all_that_depends_on_it(self, use):
+        focal_cases.check_spoilt(fused, use)
 
     def test_a_zero_row_gets_a_zero_gradient(self):
         x = torch.randn(6, 8).index_fill(0, torch.tensor([2]), 0).requires_grad_()
@@ -211,7 +260,6 @@ class TestOperator:
         x, prototypes, refs, tau = rows(7), rows(3), rows(4), torch.tensor(0.2, requires_grad=True)
         y, ref_labels, weights = torch.arange(7) % 3, torch.arange(4) % 3, torch.rand(3)
         options = (0.1, 2.0, 0, True, False, False, True, -100)
-        fused(x, y)  # registers the operators
 
         def short(v: Tensor) -> Tensor:
             return v.detach().bfloat16().requires_grad_()
@@ -249,7 +297,6 @@ class TestOperator:
         def loss(x, y, prototypes, tau):
             return fused(x, y, prototypes=prototypes, temperature=tau) * 2
 
-        fused(rows(2), torch.zeros(2, dtype=torch.int64))
         compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
         for n in (5, 9, 70):
             leaves = (rows(n), rows(3), torch.tensor(0.2, requires_grad=True))
@@ -258,12 +305,22 @@ class TestOperator:
             pairs = zip(gradients(eager, *leaves), gradients(traced, *leaves), strict=True)
             assert all(torch.equal(one, other) for one, other in pairs)
 
-    def test_autocast_changes_nothing(self):
-        x, y = rows(50), torch.arange(50) % 3
+    @pytest.mark.parametrize("width", [24, 96])  # held in registers, and not
+    def test_autocast_changes_nothing(self, width):
+        x, y = rows(50, width), torch.arange(50) % 3
         plain = gradients(fused(x, y), x)
         with torch.autocast("cpu", torch.bfloat16):
             under = gradients(fused(x, y), x)
         assert all(torch.equal(one, other) for one, other in zip(plain, under, strict=True))
+
+    def test_inference_tensors_count_as_any_other(self):
+        for reduction in ("batchmean", "none"):
+            inference.check(functools.partial(fused, reduction=reduction), inference.focal_arguments())
+        compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+        *_, unusual = inference.made_in_inference_mode(arguments := inference.focal_arguments())
+        truth = inference.value_and_gradient(fused, arguments)
+        for value, exact in zip(inference.value_and_gradient(compiled, unusual), truth, strict=True):
+            assert torch.equal(value, exact)
 
     def test_second_derivatives_are_refused(self):
         x = rows(6)
@@ -275,10 +332,6 @@ class TestOperator:
 class TestInterpreter:
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize("size", ["not full", pytest.param("full", marks=pytest.mark.full)])
-    def test_values(self, size):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__]
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"TRITON_INTERPRET": "1"}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    @pytest.mark.parametrize(("marker", "share"), interpreted.shares(4))
+    def test_values(self, marker, share):
+        interpreted.run(__file__, marker, share)

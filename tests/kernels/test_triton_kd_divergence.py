@@ -1,13 +1,11 @@
 """The Triton kernels of the divergence: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in a process of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
 """
 
+import functools
 import itertools
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,8 @@ import torch
 from torch import Tensor
 
 from merc_kernels import KDDivergence, kd_divergence, reference
-from tests.kernels import grid
+from merc_kernels.kd_divergence.options import KDDivergenceOptions
+from tests.kernels import grid, inference, interpreted, spoiled
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -66,9 +65,9 @@ OPTIONS = {
 
 @pytest.fixture
 def kernels(_rounded, _poisoned):
-    from merc_kernels._triton import kd_divergence
+    from merc_kernels.kd_divergence.triton import launch
 
-    return kd_divergence
+    return launch
 
 
 def run(kernels, student, teacher, options: dict[str, Any], wanted=(True, True), upstream=None) -> list[Tensor]:
@@ -80,12 +79,13 @@ def run(kernels, student, teacher, options: dict[str, Any], wanted=(True, True),
     weights = None if o["row_weights"] is None else o["row_weights"].to(accumulate)
     tensors = (student, teacher, row_temperature, o["labels"], weights)
     t = 1.0 if per_row else float(o["temperature"])
-    numbers = (t, DIRECTIONS.index(o["direction"]), o["beta"], o["ce_weight"], o["scale_by_t2"], o["ignore_index"])
-    loss, divisor, saved = kernels.kd_divergence(*tensors, *numbers, REDUCTIONS.index(o["reduction"]), 1)
+    names = ("direction", "beta", "ce_weight", "scale_by_t2", "ignore_index", "reduction")
+    of_call = KDDivergenceOptions(temperature=t, **{name: o[name] for name in names})
+    loss, divisor, saved = kernels.forward(*tensors, of_call, 1)
     assert loss.dtype == divisor.dtype == saved.dtype == accumulate
     assert saved.shape == (student.shape[:-1].numel(), 7)
     grad = upstream_of(loss) if upstream is None else upstream
-    return [loss, *kernels.kd_divergence_backward(grad, divisor, saved, *tensors, *numbers, *wanted)]
+    return [loss, *kernels.backward(grad, divisor, saved, *tensors, of_call, wanted)]
 
 
 def upstream_of(loss: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def build(case: grid.Case, rows: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     return laid_out(student.to(one), case["layout"]), laid_out(teacher.to(other), case["layout"]), options
 
 
-CASES = grid.sample(OPTIONS, valid, 150)
+CASES = grid.cover(OPTIONS, valid)
 
 
 def agree(kernels, case: grid.Case, rows: int) -> None:
@@ -178,14 +178,6 @@ def agree(kernels, case: grid.Case, rows: int) -> None:
         if yes:
             assert values[0].dtype == values[1].dtype
             accurate(*values, name=f"{name} of {case}")
-
-
-def test_the_sample_holds_every_pair_with_a_direction_or_a_width():
-    def pairs(cases):
-        directions = {(case["direction"], name, str(case[name])) for case in cases for name in case}
-        return directions | {(case["classes"], case["dtypes"][0]) for case in cases}
-
-    assert pairs(grid.sample(OPTIONS, valid, 20_000)) == pairs(CASES)
 
 
 class TestValues:
@@ -204,23 +196,22 @@ class TestValues:
         student, teacher, labels = torch.randn(2, 3, 5), torch.randn(3, 5), torch.tensor([[0, -100, 9], [1, 2, -100]])
 
         def divisor(labels, reduction, save=0):
-            out = kernels.kd_divergence(
-                student, teacher, None, labels, None, 1.0, 0, 0.5, 0.0, True, -100, reduction, save
-            )
+            options = KDDivergenceOptions(temperature=1.0, reduction=reduction)
+            out = kernels.forward(student, teacher, None, labels, None, options, save)
             return out[1].item(), out[2].shape
 
-        assert [divisor(labels, reduction)[0] for reduction in range(3)] == [1, 1, 3]
-        assert [divisor(None, reduction)[0] for reduction in range(3)] == [1, 1, 6]
-        assert divisor(labels, 2) == (3, (0,))
+        assert [divisor(labels, reduction)[0] for reduction in REDUCTIONS] == [1, 1, 3]
+        assert [divisor(None, reduction)[0] for reduction in REDUCTIONS] == [1, 1, 6]
+        assert divisor(labels, "batchmean") == (3, (0,))
         with pytest.raises(ValueError, match="save: expected 0 or 1, got 2"):
-            divisor(labels, 2, save=2)
+            divisor(labels, "batchmean", save=2)
 
     def test_what_does_not_fit_is_refused(self, kernels):
-        rest = (2.0, 0, 0.5, 0.7, True, -100, 2, 0)
+        rest = (KDDivergenceOptions(ce_weight=0.7), 0)
         with pytest.raises(ValueError, match="labels: expected a tensor"):
-            kernels.kd_divergence(torch.randn(3, 5), torch.randn(3, 5), None, None, None, *rest)
+            kernels.forward(torch.randn(3, 5), torch.randn(3, 5), None, None, None, *rest)
         with pytest.raises(ValueError, match="student: expected at least one class"):
-            kernels.kd_divergence(torch.randn(3, 0), torch.randn(3, 0), None, None, None, *rest)
+            kernels.forward(torch.randn(3, 0), torch.randn(3, 0), None, None, None, *rest)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -334,6 +325,19 @@ class TestExtremes:
         value, ds, _ = run(kernels, student, teacher, {"direction": direction, "reduction": "none"})
         assert value.isnan().tolist() == ds.isnan().any(-1).tolist() == [False, True, False]
 
+    @pytest.mark.parametrize("width", [5, 70])
+    def test_a_spoilt_row_is_nan(self, kernels, direction, width):
+        for labelled in (True, False):
+            options = {"direction": direction, "reduction": "none"}
+            options |= {"labels": spoiled.LABELS, "ce_weight": 0.5} if labelled else {}
+            upstream = torch.ones(spoiled.ROWS)
+            spoiled.check(
+                lambda *pair: run(kernels, *pair, options, upstream=upstream),  # noqa: B023
+                width,
+                torch.float32,
+                labelled,
+            )
+
     def test_same_bits_on_repeat(self, kernels, direction):
         student, teacher = torch.randn(2, 9, 1000).bfloat16(), torch.randn(9, 1000)
         runs = [run(kernels, student, teacher, {"direction": direction}) for _ in range(2)]
@@ -372,14 +376,13 @@ class TestOperator:
 
     def test_opcheck(self):
         student, teacher = torch.randn(2, 3, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True)
-        kd_divergence(student, teacher, backend="triton")  # registers
         labels, weights = torch.arange(3), torch.rand(3)
         rest = (2.0, 0, 0.4, 0.5, True, -100)
         operator = torch.ops.merc.kd_divergence_triton.default
-        torch.library.opcheck(operator, (student, teacher, weights, labels, weights, *rest, 2, 1))
+        torch.library.opcheck(operator, (student, teacher, weights, labels, weights, *rest, 3, 1))
         torch.library.opcheck(operator, (student.detach(), teacher.detach(), None, labels, None, *rest, 0, 0))
         tensors = (student.detach(), teacher.detach(), weights, labels, None)
-        loss, divisor, saved = operator(*tensors, *rest, 2, 1)
+        loss, divisor, saved = operator(*tensors, *rest, 3, 1)
         backward = (torch.ones_like(loss), divisor, saved, *tensors, *rest, True, True)
         torch.library.opcheck(torch.ops.merc.kd_divergence_triton_backward.default, backward)
 
@@ -387,7 +390,6 @@ class TestOperator:
         def loss(s, t):
             return kd_divergence(s, t, direction="js", backend="triton")
 
-        kd_divergence(torch.randn(2, 3), torch.randn(2, 3), backend="triton")
         compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
         for rows in (5, 9):
             student, teacher = torch.randn(rows, 70, requires_grad=True), torch.randn(rows, 70)
@@ -400,6 +402,16 @@ class TestOperator:
         pair = torch.randn(9, 7), torch.randn(9, 7)
         assert torch.equal(program.module()(*pair), module(*pair))
 
+    def test_inference_tensors_count_as_any_other(self):
+        for direction, reduction in itertools.product(DIRECTIONS, ("batchmean", "none")):
+            loss = functools.partial(kd_divergence, direction=direction, reduction=reduction, backend="triton")
+            inference.check(loss, inference.kd_arguments())
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        *_, unusual = inference.made_in_inference_mode(arguments := inference.kd_arguments())
+        truth = inference.value_and_gradient(loss, arguments)
+        for value, exact in zip(inference.value_and_gradient(compiled, unusual), truth, strict=True):
+            assert torch.equal(value, exact)
+
     def test_second_derivatives_are_refused(self):
         student = torch.randn(4, 5, requires_grad=True)
         loss = kd_divergence(student, torch.randn(4, 5), backend="triton")
@@ -411,12 +423,6 @@ class TestOperator:
 class TestInterpreter:
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize("size", ["not full", pytest.param("full", marks=pytest.mark.full)])
-    def test_values(self, size):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", size, __file__, "-k"]
-        options = {"cwd": Path(__file__).parents[2], "env": os.environ | {"TRITON_INTERPRET": "1"}, "text": True}
-        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        halves = ("TestValues", "not TestValues") if size == "not full" else ("TestValues",)
-        for half in [subprocess.Popen([*command, one], **options) for one in halves]:
-            out, _ = half.communicate()
-            assert half.returncode == 0, out
+    @pytest.mark.parametrize(("marker", "share"), interpreted.shares(3))
+    def test_values(self, marker, share):
+        interpreted.run(__file__, marker, share)

@@ -63,21 +63,22 @@ def driver(tmp_path_factory):
 @pytest.fixture
 def contrastive(driver, monkeypatch):
     """Forward and backward pass of the focal contrastive loss; every gradient where ``everything`` is there."""
-    from merc_kernels._triton import focal_contrastive as kernels
+    from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
+    from merc_kernels.focal_contrastive.triton import launch as kernels
 
     monkeypatch.setattr(kernels, "length", lambda count, device: count)  # as on a GPU
 
-    def both(rows, width, dtype, focal=0, everything=False):
+    def both(rows, width, dtype, focal="similarity", everything=False):
         x, labels = torch.zeros(rows, width, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         prototypes, refs = (torch.zeros(5, width, dtype=dtype) if everything else None for _ in range(2))
         tau = torch.ones((), dtype=accumulate) if everything else None
         weights = torch.ones(5, dtype=accumulate) if everything else None
-        options = (tau, 0.1, 2.0, focal, not everything, everything, False, True, -100)
+        options = FocalContrastiveOptions(focal=focal, detach_focal=not everything, prototype_anchors=everything)
         others = (prototypes, refs, None if refs is None else labels[:5])
-        loss, divisor, *saved = kernels.focal_contrastive(x, labels, *others, weights, *options, 2)
+        loss, divisor, *saved = kernels.forward(x, labels, *others, weights, tau, options)
         wanted = (True, everything, everything, everything)
-        kernels.focal_contrastive_backward(loss, divisor, *saved, x, *others[:2], *options, *wanted)
+        kernels.backward(loss, divisor, *saved, x, *others[:2], tau, options, wanted)
 
     return both
 
@@ -85,16 +86,18 @@ def contrastive(driver, monkeypatch):
 @pytest.fixture
 def divergence(driver):
     """Forward and backward pass of the divergence."""
-    from merc_kernels._triton import kd_divergence as kernels
+    from merc_kernels.kd_divergence.options import KDDivergenceOptions
+    from merc_kernels.kd_divergence.triton import launch as kernels
 
     def both(rows, classes, dtype, everything=False):
         pair = torch.zeros(rows, classes, dtype=dtype), torch.zeros(rows, classes, dtype=dtype)
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         numbers, labels = torch.ones(rows, dtype=accumulate), torch.zeros(rows, dtype=torch.int64)
         some = (numbers, labels, numbers) if everything else (None, None, None)
-        options = (*some, 2.0, 2 if everything else 0, 0.5, 0.3 if everything else 0.0, True, -100)
-        loss, divisor, saved = kernels.kd_divergence(*pair, *options, 2, 1)
-        kernels.kd_divergence_backward(loss, divisor, saved, *pair, *options, True, everything)
+        chosen = {"direction": "js", "ce_weight": 0.3} if everything else {}
+        options = KDDivergenceOptions(**chosen)
+        loss, divisor, saved = kernels.forward(*pair, *some, options, 1)
+        kernels.backward(loss, divisor, saved, *pair, *some, options, (True, everything))
 
     return both
 
@@ -104,7 +107,7 @@ def divergence(driver):
 def test_contrastive(driver, contrastive, width, dtype):
     before, _ = driver()
     contrastive(ROWS, width, dtype)
-    contrastive(ROWS, width, dtype, focal=1, everything=True)
+    contrastive(ROWS, width, dtype, focal="probability", everything=True)
     assert driver()[0] - before == 8 + 14
 
 
@@ -127,7 +130,7 @@ def test_another_number_of_rows_compiles_nothing(driver, contrastive, divergence
 
 
 def test_a_launch_that_a_gpu_would_refuse_is_refused(driver):
-    from merc_kernels._triton.reduction import reduce_kernel
+    from merc_kernels._shared.triton.reduction import reduce_kernel
 
     x = torch.zeros(8)
     with pytest.raises(RuntimeError, match="refused"):

@@ -32,23 +32,23 @@ def test_the_run_folder(finished: Path) -> None:
         ["config.json", "model.safetensors", "history.jsonl", "metrics.json", *PICTURES]
     )
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert list(metrics) == ["test", "valid", "stages", "seconds", "seed"]
+    assert list(metrics) == ["test", "valid", "heads", "seconds", "seed"]
     keys = ["weighted_f1", "macro_f1", "accuracy", "uar", "f1", "confusion", "utterances"]
     assert list(metrics["test"]) == list(metrics["valid"]) == keys
     assert list(metrics["test"]["f1"]) == list(LABEL_NAMES)
-    assert list(metrics["stages"]) == ["teacher", "student_audio", "student_visual"]
-    assert all(list(stage) == ["test"] and list(stage["test"]) == keys for stage in metrics["stages"].values())
-    assert list(metrics["seconds"]) == ["teacher", "students", "fusion"]
+    assert list(metrics["heads"]) == ["text", "audio", "visual"]
+    assert all(list(head) == ["test"] and list(head["test"]) == keys for head in metrics["heads"].values())
+    assert list(metrics["seconds"]) == ["training"]
     assert metrics["seed"] == 0
     config = json.loads((finished / "config.json").read_text())
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert config["environment"]["torch"] == torch.__version__
     assert config["config"]["hidden_dim"] == 16
     assert config["corpus"]["name"] == "small"
     assert config["corpus"]["sha256"] == small_corpus().fingerprint()
     rows = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
-    assert len(rows) == 8
-    assert all({"stage", "epoch", "loss", "valid_weighted_f1"} <= row.keys() for row in rows)
+    assert len(rows) == 2
+    assert all({"epoch", "loss", "kd_loss", "fcl_loss"} <= row.keys() for row in rows)
     for picture in finished.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -63,7 +63,7 @@ def test_statistics_are_saved_with_the_weights(finished: Path) -> None:
     tensors = safetensors.numpy.load_file(finished / "model.safetensors")
     corpus = small_corpus()
     rows = corpus.features["text"][corpus.rows(corpus.dialogues("train"))]
-    np.testing.assert_allclose(tensors["encoders.text.standardize.mean"], rows.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(tensors["features.text.standardize.mean"], rows.mean(axis=0), rtol=1e-5)
 
 
 def test_evaluate(finished: Path, corpus_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +165,7 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("epochs_done", [1, 3, 5, 8])
+@pytest.mark.parametrize("epochs_done", [1, 2])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     epochs_done: int, finished: Path, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,11 +103,23 @@ def test_each_layout_becomes_the_corpus_it_holds(case, write, protocol):
             expected["text"] = np.concatenate([fields["text"][d] for d in order])
         else:
             expected["text"] = np.mean([np.concatenate([fields[r][d] for d in order]) for r in ROBERTA], axis=0)
+        sessions = [str(dialogue)[:5] for dialogue in order] if "iemocap" in case else None
+        assert (corpus.groups if corpus.groups is None else corpus.groups.tolist()) == sessions
         assert list(corpus.features) == ["text", "audio", "visual"]
         for modality, rows in expected.items():
             assert corpus.features[modality].dtype == np.float32
             np.testing.assert_allclose(corpus.features[modality], rows, rtol=0, atol=1e-6)
         assert convert(paths, layout).fingerprint() == corpus.fingerprint()
+
+
+def test_ids_without_a_session_give_no_groups(write):
+    fields = fields_of("iemocap-mmgcn")
+    for name in ("ids", "speakers", "labels", "text", "audio", "visual", "sentences"):
+        fields[name] = {dialogue.replace("Ses01", "One"): values for dialogue, values in fields[name].items()}
+    fields["train"] = {dialogue.replace("Ses01", "One") for dialogue in fields["train"]}
+    lines = []
+    assert convert(write("iemocap-mmgcn", fields), warn=lines.append).groups is None
+    assert any("do not begin with a session" in line for line in lines)
 
 
 def test_every_layout_has_a_case():
@@ -394,7 +406,7 @@ def counted(case, splits):
     fields = {name: {} for name in (*BASE[:7], "sentiments")}
     for split, (dialogues, counts) in splits.items():
         labels = np.repeat(np.arange(len(counts)), counts)
-        ids = [f"{split}{number}" for number in range(dialogues)]
+        ids = [f"{'Ses01' if case.startswith('iemocap') else ''}{split}{number}" for number in range(dialogues)]
         for dialogue, part in zip(ids, np.array_split(labels, dialogues), strict=True):
             fields["labels"][dialogue] = part
             fields["speakers"][dialogue] = np.zeros(len(part), int)

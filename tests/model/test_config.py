@@ -7,9 +7,9 @@ from merc_model.errors import UserError
 
 
 def test_presets_load() -> None:
-    assert presets() == ["iemocap", "meld", "mosi", "synthetic"]
+    assert presets() == ["iemocap", "meld", "synthetic"]
     assert all(isinstance(load_preset(name), Config) for name in presets())
-    with pytest.raises(UserError, match="no preset 'nope'; there are: iemocap, meld, mosi, synthetic"):
+    with pytest.raises(UserError, match="no preset 'nope'; there are: iemocap, meld, synthetic"):
         load_preset("nope")
 
 
@@ -37,7 +37,7 @@ def test_settings_are_read_as_toml_and_words_as_they_are() -> None:
         ("learning_rate=nan", "learning_rate: expected > 0 and finite"),
         ("fcl_focal=distance", "fcl_focal: expected one of similarity, probability, got 'distance'"),
         ("layers=1000000", "layers: expected at most 1000, got 1e\\+06"),
-        ("speaker_slots=9223372036854775808", "speaker_slots: expected at most 1e\\+09"),
+        ("batch_dialogues=9223372036854775808", "batch_dialogues: expected at most 1e\\+09"),
         ("hidden_dim=15", "hidden_dim: expected an even multiple of heads"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from merc_model.data.batch import Batch, collate
-from merc_model.encoders import Standardize
+from merc_model.encoders import Standardize, speaker_relative
 from merc_model.errors import UserError
 from merc_model.model import MercModel, Output
 from tests.model.small import DIMS, LABEL_NAMES, small_config, small_corpus
@@ -15,12 +15,13 @@ from tests.model.small import DIMS, LABEL_NAMES, small_config, small_corpus
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(params=[True, False], ids=["text-led", "mean"])
+@pytest.fixture(params=[{}, {"text_leading": False}, {"fusion": "early"}], ids=["text-led", "mean", "early"])
 def model(request: pytest.FixtureRequest) -> MercModel:
     torch.manual_seed(0)
-    model = MercModel(DIMS, LABEL_NAMES, small_config(text_leading=request.param, layers=2))
+    model = MercModel(DIMS, LABEL_NAMES, small_config(**request.param, layers=2))
     for parameter in model.parameters():  # no part may hide behind a zero initialisation
         torch.nn.init.normal_(parameter, std=0.3)
+    model.remember(collate(small_corpus(seed=1), np.arange(15)))
     return model.eval()
 
 
@@ -120,15 +121,40 @@ def test_standardize_takes_the_statistics_of_complete_rows() -> None:
     assert standardize(rows[:2]).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
 
 
-def test_the_shift_of_the_text_is_bounded() -> None:
-    config = small_config(shift_limit=0.25, dropout=0.0)
-    fusion = MercModel(DIMS, LABEL_NAMES, config).fusion.eval()
-    fusion.norm = torch.nn.Identity()
-    for parameter in fusion.parameters():
-        torch.nn.init.normal_(parameter, std=3)
-    hidden = {modality: torch.randn(2, 3, 16) for modality in DIMS}
-    everywhere = dict.fromkeys(DIMS, torch.ones(2, 3, dtype=torch.bool))
-    shift = (fusion(hidden, everywhere) - hidden["text"]).norm(dim=-1) / hidden["text"].norm(dim=-1)
-    torch.testing.assert_close(shift, torch.full_like(shift, 0.25))
-    nowhere = dict.fromkeys(DIMS, torch.zeros(2, 3, dtype=torch.bool))
-    assert torch.equal(fusion(hidden, nowhere), hidden["text"])
+def test_a_burst_of_noise_is_clipped() -> None:
+    standardize = Standardize(1)
+    standardize.fit(torch.tensor([[0.0], [2.0]]))
+    assert standardize(torch.tensor([[1e6], [-1e6]])).tolist() == [[8.0], [-8.0]]
+
+
+def test_features_relative_to_their_speaker_worked_out_by_hand() -> None:
+    features = torch.tensor([[[1.0], [3.0], [5.0], [1e4], [7.0]]])
+    speakers = torch.tensor([[0, 0, 1, 1, 1]])
+    present = torch.tensor([[True, True, True, False, True]])
+    # speaker 0: mean 2, squared deviations 2; speaker 1 has 5 and 7, for one row is missing
+    first, second = ((2 + 3) / (2 + 3)) ** 0.5, ((2 + 3) / (2 + 3)) ** 0.5
+    expected = [(1 - 2 * 0.5) / first, (3 - 2 * 0.5) / first, (5 - 6 * 0.5) / second, 0.0, (7 - 6 * 0.5) / second]
+    relative = speaker_relative(features, present, speakers)
+    torch.testing.assert_close(relative.flatten(), torch.tensor(expected))
+
+
+def test_without_students_text_is_fused_with_nothing() -> None:
+    torch.manual_seed(0)
+    model = MercModel(DIMS, LABEL_NAMES, small_config()).eval()
+    batch = collate(small_corpus(("text",)), np.arange(5)).completed(DIMS)
+    hidden, _ = model.encode("text", batch)
+    led = model.fusion({"text": hidden, "audio": hidden + 1, "visual": hidden - 1}, batch)
+    torch.testing.assert_close(led, model.fusion.shared(hidden, batch), atol=0, rtol=0)
+
+
+def test_where_there_is_no_text_at_all_the_students_answer() -> None:
+    torch.manual_seed(0)
+    model = MercModel(DIMS, LABEL_NAMES, small_config()).eval()
+    whole = collate(small_corpus(), np.arange(5))
+    batch = whole.without("text", torch.tensor([True, False, True, False, False]))
+    batch = batch.without("visual", torch.tensor([True, True, False, False, False]))
+    output = model(batch)
+    heads = {modality: logits.log_softmax(-1) for modality, logits in output.modality_logits.items()}
+    torch.testing.assert_close(output.logits[0], heads["audio"][0])
+    torch.testing.assert_close(output.logits[2], (heads["audio"][2] + heads["visual"][2]) / 2)
+    torch.testing.assert_close(output.logits[3:], model(whole).logits[3:])

@@ -1,1 +1,0 @@
-"""One file an operator: its fake, its autograd, and the call of the backend that was chosen."""

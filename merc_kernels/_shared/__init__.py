@@ -1,0 +1,1 @@
+"""What the operators share: registration, backends, checks, options; nothing here knows an operator."""

@@ -1,1 +1,0 @@
-"""The fused algorithms in chunked plain PyTorch, one file an operator: linear memory on any device."""

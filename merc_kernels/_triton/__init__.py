@@ -1,1 +1,0 @@
-"""The Triton kernels, one file an operator: the only modules that import triton."""

@@ -1,0 +1,1 @@
+"""The focal contrastive loss in Triton: with the other folders of this name the only modules that import triton."""

@@ -1,0 +1,88 @@
+# Triton ships no types, where it is installed at all:
+# mypy: disable-error-code="import-untyped,import-not-found"
+"""What the launches of the focal contrastive loss in Triton share: a call's rows, and the programs that take them."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from merc_kernels._shared.triton.scalars import float_options
+from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
+from merc_kernels.focal_contrastive.triton.configuration import Tile, Variant, architecture_of
+
+_MOST_SPLITS = 16
+
+
+def length(count: int, device: torch.device) -> Any:
+    """A loop's length: the interpreter takes no range of a run-time length with numpy 2.4."""
+    return triton.language.constexpr(count) if device.type == "cpu" else count
+
+
+def splits_of(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
+    """Runs of columns and tiles a run, so that ``programs`` row blocks fill the chip ``waves`` times."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    tiles = triton.cdiv(columns, tile.columns)
+    wanted = min(triton.cdiv(waves * processors, max(1, programs)), _MOST_SPLITS, tiles)
+    a_run = triton.cdiv(tiles, max(1, wanted))
+    return triton.cdiv(tiles, max(1, a_run)), a_run
+
+
+class Source(NamedTuple):
+    """Rows that were packed together: embeddings, prototypes or refs."""
+
+    x: Tensor
+    labels: Tensor | None
+    first: int
+
+    @property
+    def rows(self) -> int:
+        """Of a group."""
+        return self.x.shape[-2]
+
+    def strides(self) -> tuple[int, int]:
+        """Of a group, 0 where they share the rows, and of a row."""
+        return (self.x.stride(0) if self.x.dim() == 3 else 0), self.x.stride(-2)
+
+
+class Call:
+    """What both passes know of a call."""
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, Tensor | None, Tensor | None],
+        labels: tuple[Tensor | None, Tensor | None],
+        temperature: Tensor | None,
+        options: FocalContrastiveOptions,
+    ) -> None:
+        embeddings, prototypes, _ = tensors
+        self.device = embeddings.device
+        self.groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
+        self.rows, self.width = embeddings.shape[-2:]
+        self.sources: list[Source | None] = []
+        self.total = 0
+        for x, names in zip(tensors, (labels[0], None, labels[1]), strict=True):
+            if x is None:
+                self.sources.append(None)
+                continue
+            x = x if x.stride(-1) == 1 else x.contiguous()
+            self.sources.append(Source(x, None if names is None else names.contiguous(), self.total))
+            self.total += x.shape[-2]
+        self.anchors = self.rows
+        if prototypes is not None and options.prototype_anchors:
+            self.anchors += prototypes.shape[-2]
+        self.first_candidate = self.rows if options.ref_only else 0
+        dtypes = {x.dtype for x in tensors if x is not None}
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        self.packed_dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
+        self.temperature = temperature
+        self.options = options
+        self.float_options = float_options(options)
+        self.variant = Variant.of(options, known_temperature=temperature is None)
+        self.architecture = architecture_of(self.device)
+
+
+def row_programs(rows: int, block: int, groups: int) -> tuple[int]:
+    """The grid of a kernel that takes a block of rows of a group at a time."""
+    return (groups * triton.cdiv(rows, block),)

@@ -1,0 +1,187 @@
+# ruff: noqa: N803, N806 - compile-time parameters are upper case, as everywhere in Triton
+# A kernel's parameters have no Python types, and Triton ships none (where it is installed at all):
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
+r"""Sums over the candidates of each anchor, in Triton.
+
+::
+
+    m = max s, or 0 with BOUNDED    E = sum 2^(s - m)    |P|
+    similarity:   H = sum_P h       Q = sum_P h (s - m)
+    probability:  G = sum_P dg/dL   sum_P g
+
+Letters: s score, m its maximum over the candidates, P the positives, h the focal factor of a pair, g what a positive
+pair adds, L = m + log2 E; N rows, M columns, G groups, D features.
+
+Similarity takes one sweep, for neither H nor Q depends on L. Probability takes two, as h does. Which columns are
+candidates is a matter of their label alone: a row that an anchor must not see is not handed in.
+"""
+
+import triton
+import triton.language as tl
+
+from merc_kernels._shared.triton.scalars import double
+from merc_kernels.focal_contrastive.triton.pack import LN2, LOWEST, log2_per_tau, merged
+from merc_kernels.focal_contrastive.triton.tiles import (
+    PER_CALL,
+    dot,
+    labels,
+    parts,
+    place,
+    probability,
+    products,
+    raised,
+    vectors,
+)
+
+LSE, TERMS, BOTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def _added(
+    sums,
+    cosine,
+    alike,
+    other,
+    bias,
+    row_max,
+    log2_sum,
+    to_score,
+    gamma,
+    STEP: tl.constexpr,
+    DETACH: tl.constexpr,
+    POWER: tl.constexpr,
+    BOUNDED: tl.constexpr,
+):
+    # The sums, with the pairs of one more tile
+    top, e_sum, count, slope_sum, value = sums
+    score = cosine * to_score
+    if STEP != TERMS:
+        if BOUNDED:
+            e = tl.exp2(score + bias[None, :])
+            e_sum += tl.sum(tl.where(other, e, 0.0), 1)
+        else:
+            seen = tl.where(other, score + bias[None, :], -float("inf"))
+            higher = tl.maximum(top, tl.max(seen, 1))
+            e_sum = e_sum * tl.exp2(top - higher) + tl.sum(tl.exp2(seen - higher[:, None]), 1)
+            value += slope_sum * (top - higher)  # Q, from the new maximum
+            top = higher
+    if STEP != LSE:
+        positive = other & alike  # of a row that is not kept: never used
+        count += tl.sum(tl.where(positive, 1.0, 0.0).to(top.dtype), 1)
+        if STEP == BOTH:
+            h, _ = raised(0.5 - 0.5 * cosine, gamma, POWER)
+            h = tl.where(positive, h, 0.0)
+            slope_sum += tl.sum(h, 1)
+            value += tl.sum(tl.where(positive, h * (score - top[:, None]), 0.0), 1)
+        else:
+            ell = (score - row_max[:, None]) - log2_sum[:, None]
+            h, by_s = probability(ell, tl.exp2(ell), gamma, DETACH, POWER)
+            slope_sum += tl.sum(tl.where(positive, -by_s, 0.0), 1)
+            value += tl.sum(tl.where(positive, -h * ell * LN2, 0.0), 1)
+    return top, e_sum, count, slope_sum, value
+
+
+@triton.jit(do_not_specialize=PER_CALL)
+def pair_sums_kernel(
+    partial_ptr,  # (splits, 5, G rows)
+    row_z_ptr,  # (G, row_total, D)
+    row_label_ptr,
+    column_z_ptr,  # (G, column_total, D)
+    column_label_ptr,
+    temperature_ptr,
+    rows,
+    row_first,
+    row_total,
+    columns,
+    column_first,
+    column_total,
+    groups,
+    splits,
+    tiles,  # a split
+    chunks,  # of BLOCK_D features
+    width,
+    temperature: tl.int64,
+    gamma: tl.int64,
+    STEP: tl.constexpr,  # BOTH for similarity; for probability LSE, and then TERMS
+    DETACH: tl.constexpr,
+    POWER: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,  # one chunk, which stays on the chip
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Sums of BLOCK_N anchors over one run of columns."""
+    PART: tl.constexpr = BLOCK_M // PARTS
+    dtype: tl.constexpr = partial_ptr.dtype.element_ty
+    start, split, g = place(rows, splits, BLOCK_N)
+    i = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    row_base, column_base = g * row_total + row_first, g * column_total + column_first
+    row_z_ptr += row_base * width
+    column_z_ptr += column_base * width
+    column_label_ptr += column_base
+    label = labels(row_label_ptr + row_base, i, rows)[:, None]
+    lane = tl.arange(0, BLOCK_D)
+    if WHOLE:
+        row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
+    to_score = log2_per_tau(temperature_ptr, temperature, dtype)
+    power = double(gamma).to(dtype)
+    all_rows = groups.to(tl.int64) * rows
+    row = g * rows + i
+
+    zero = tl.zeros([BLOCK_N], dtype)
+    sums = (zero + (0.0 if BOUNDED else LOWEST), zero, zero, zero, zero)
+    row_max, log2_sum = zero, zero
+    if STEP == TERMS:
+        row_max, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)
+        log2_sum = tl.log2(tl.where(e == 0, 1.0, e))
+    for tile in range(0, tiles):
+        first = (split * tiles + tile) * BLOCK_M
+        if WHOLE:
+            column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
+            cosine = dot(row_z, tl.trans(column_z), tl.zeros([BLOCK_N, BLOCK_M], dtype), PRECISION)
+        else:
+            cosine = products(
+                row_z_ptr,
+                column_z_ptr,
+                start,
+                first,
+                rows,
+                columns,
+                chunks,
+                width,
+                dtype,
+                PRECISION,
+                BLOCK_N,
+                BLOCK_M,
+                BLOCK_D,
+            )  # [BLOCK_N, BLOCK_M]
+        cosines = parts(cosine, PARTS)
+        for part in tl.static_range(0, PARTS):
+            j = first + part * PART + tl.arange(0, PART)
+            column_label = labels(column_label_ptr, j, columns)
+            alike = label == column_label[None, :]
+            other = (i + row_first)[:, None] != (j + column_first)[None, :]
+            bias = tl.where(column_label >= 0, 0.0, -float("inf")).to(dtype)
+            sums = _added(
+                sums,
+                cosines[part],
+                alike,
+                other,
+                bias,
+                row_max,
+                log2_sum,
+                to_score,
+                power,
+                STEP,
+                DETACH,
+                POWER,
+                BOUNDED,
+            )
+
+    target = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
+    for k in tl.static_range(0, 5):
+        if (k < 2 and STEP != TERMS) or (k >= 2 and STEP != LSE):
+            tl.store(target + k * all_rows, sums[k], mask=i < rows)

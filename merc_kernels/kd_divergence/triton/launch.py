@@ -1,0 +1,190 @@
+# Triton ships no types, where it is installed at all:
+# mypy: disable-error-code="import-untyped,import-not-found,no-untyped-call"
+"""The divergence of a student from its teacher in Triton: the operators, made of the kernels beside this file."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from merc_kernels._shared.operator import accumulate
+from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
+from merc_kernels._shared.triton.scalars import float_options
+from merc_kernels.kd_divergence.options import KDDivergenceOptions
+from merc_kernels.kd_divergence.triton.kernels import SAVED, backward_kernel, forward_kernel
+
+
+class Blocks(NamedTuple):
+    """A program's tile, and its warps."""
+
+    rows: int
+    classes: int
+    warps: int
+
+
+def blocks(classes: int, accumulate: torch.dtype, backward: bool) -> Blocks:
+    """The tile of a width: whole rows while they fit."""
+    double = accumulate == torch.float64  # two registers a number, and many more within its exponentials
+    widest = 512 if double else 2048  # what leaves room for several programs, with both gradients in registers
+    if not backward:
+        widest *= 2  # one reduction a tile: the wider, the fewer
+    block = min(max(8, triton.next_power_of_2(classes)), widest)
+    # Narrow rows share a program, or its threads would idle. Where rows are not aligned, each of a thread's elements
+    # is in a row of its own, whose numbers it holds: few a thread.
+    rows = (256 if double else 512) // block if block < 256 else 1
+    return Blocks(rows, block, 4 if block <= 1024 else 8)
+
+
+def registers(accumulate: torch.dtype, repeats: int) -> int | None:
+    """Most registers a thread: said where ptxas, left alone, spills a few to have more programs at once."""
+    return 255 if accumulate == torch.float64 or repeats > 1 else None
+
+
+def _unit_stride(logits: Tensor) -> Tensor:
+    return logits if logits.stride(-1) == 1 else logits.contiguous()
+
+
+class _Call:
+    """The arguments that both passes hand to their kernels."""
+
+    def __init__(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        row_temperature: Tensor | None,
+        labels: Tensor | None,
+        row_weights: Tensor | None,
+        options: KDDivergenceOptions,
+        backward: bool,
+    ) -> None:
+        student, teacher = _unit_stride(student), _unit_stride(teacher)
+        if student.shape[-1] == 0:
+            raise ValueError(f"student: expected at least one class, got {tuple(student.shape)}")
+        if labels is None and options.ce_weight != 0:
+            raise ValueError("labels: expected a tensor, as ce_weight is not 0")
+        labels = None if labels is None else labels.contiguous()
+        weights = None if row_weights is None else row_weights.contiguous()
+        temperatures = None if row_temperature is None else row_temperature.contiguous()
+        self.rows, self.classes = student.shape[-2:]
+        self.groups = student.shape[0] if student.dim() == 3 else 1
+        self.shared = teacher.dim() == 2 and self.groups > 1
+        self.dtype = accumulate(student, teacher)
+        self.blocks = blocks(self.classes, self.dtype, backward)
+        self.tensors = (student, teacher, temperatures, labels, weights)
+        self.shape = (
+            *_strides(student),
+            *_strides(teacher),
+            *(self.rows if x is not None and x.dim() == 2 else 0 for x in (labels, weights)),
+            self.rows,
+            self.groups,
+            self.classes,
+        )
+        self.values = (*float_options(options), options.ignore_index)
+        self.constants = {
+            "DIRECTION": options.direction,
+            "CE": options.ce_weight != 0,
+            "SCALE_BY_T2": options.scale_by_t2,
+            "TILES": triton.cdiv(self.classes, self.blocks.classes),
+            "BLOCK_N": self.blocks.rows,
+            "BLOCK_C": self.blocks.classes,
+            "num_warps": self.blocks.warps,
+        }
+
+
+def _strides(logits: Tensor) -> tuple[int, int]:
+    return (logits.stride(0) if logits.dim() == 3 else 0), logits.stride(-2)
+
+
+def forward(
+    student: Tensor,
+    teacher: Tensor,
+    row_temperature: Tensor | None,
+    labels: Tensor | None,
+    row_weights: Tensor | None,
+    options: KDDivergenceOptions,
+    save: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator ``merc::kd_divergence`` of csrc/library.cpp, with ``save`` 0 or 1.
+
+    Returns: loss; divisor; the seven numbers a row, (G N, 7), for `kd_divergence_backward`.
+    """
+    if save not in (0, 1):
+        raise ValueError(f"save: expected 0 or 1, got {save}")
+    call = _Call(student, teacher, row_temperature, labels, row_weights, options, backward=False)
+    total = call.groups * call.rows
+    saved = student.new_empty((total, SAVED.value) if save else (0,), dtype=call.dtype)
+    shape = student.shape[:-1] if options.reduction == "none" else ()
+    if total == 0:
+        return student.new_zeros(shape, dtype=call.dtype), student.new_ones((), dtype=call.dtype), saved
+    programs = call.groups * triton.cdiv(call.rows, call.blocks.rows)
+    loss = student.new_empty(shape, dtype=call.dtype)
+    partial = loss if options.reduction == "none" else student.new_empty((2, programs), dtype=call.dtype)
+    with torch.cuda.device_of(student):
+        forward_kernel[(programs,)](
+            partial,
+            saved if save else None,
+            *call.tensors,
+            *call.shape,
+            *call.values,
+            PARTIAL=options.reduction != "none",
+            maxnreg=registers(call.dtype, 1),
+            **call.constants,
+        )
+        if options.reduction == "none":
+            return loss, student.new_ones((), dtype=call.dtype), saved
+        divisor = student.new_empty((), dtype=call.dtype)
+        mean = options.reduction == "batchmean"
+        reduce_kernel[(1,)](
+            loss,
+            divisor,
+            partial,
+            programs,
+            total if mean else 1,
+            COUNTS=mean and labels is not None,
+            BLOCK=REDUCE_BLOCK,
+            num_warps=REDUCE_WARPS,
+        )
+    return loss, divisor, saved
+
+
+def backward(
+    grad: Tensor,
+    divisor: Tensor,
+    saved: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    row_temperature: Tensor | None,
+    labels: Tensor | None,
+    row_weights: Tensor | None,
+    options: KDDivergenceOptions,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """The operator ``merc::kd_divergence_backward`` of csrc/library.cpp; a gradient not wanted has shape (0,)."""
+    call = _Call(student, teacher, row_temperature, labels, row_weights, options, backward=True)
+    student_grad, teacher_grad = wanted
+    of_student = student.new_empty(student.shape if student_grad else (0,))
+    of_teacher = teacher.new_empty(teacher.shape if teacher_grad else (0,))
+    total = call.groups * call.rows
+    if not (student_grad or teacher_grad):
+        return of_student, of_teacher
+    if total == 0:
+        return of_student, of_teacher.zero_()
+    repeats = call.groups if call.shared and teacher_grad else 1
+    programs = call.groups // repeats * triton.cdiv(call.rows, call.blocks.rows) * call.constants["TILES"]
+    with torch.cuda.device_of(student):
+        backward_kernel[(programs,)](
+            grad.contiguous(),
+            divisor,
+            saved,
+            of_student if student_grad else None,
+            of_teacher if teacher_grad else None,
+            *call.tensors,
+            0 if grad.dim() == 0 else 1,
+            *call.shape,
+            *call.values,
+            REPEATS=repeats,
+            maxnreg=registers(call.dtype, repeats),
+            **call.constants,
+        )
+    return of_student, of_teacher

@@ -1,0 +1,187 @@
+# mypy: disable-error-code="import-untyped,import-not-found,no-untyped-call"
+"""Every configuration of a kernel that a call can launch, to be compiled without a GPU."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, get_args
+
+import torch
+
+from merc_kernels._shared.triton import reduction
+from merc_kernels.focal_contrastive.triton import configuration as contrastive
+from merc_kernels.focal_contrastive.triton import pack as of_rows
+from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
+from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
+from merc_kernels.kd_divergence.options import Direction
+from merc_kernels.kd_divergence.triton import launch as kd_divergence
+from merc_kernels.kd_divergence.triton.kernels import backward_kernel, forward_kernel
+
+_TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_PAIRS = (*((dtype, dtype) for dtype in _TYPES), (torch.bfloat16, torch.float32))
+_LONG = ("temperature", "beta", "ce_weight", "gamma", "classes", "ignore_index", "counted")
+_LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
+_WIDEST = 512  # wider rows have its tiles
+_ARCHITECTURES = (80, 90, 100)
+
+
+class Configuration(NamedTuple):
+    """The arguments of `triton.compiler.ASTSource`, the options of `triton.compile`, and where a call launches it."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int], list[list[Any]]]
+    options: dict[str, Any]
+    architectures: tuple[int, ...]
+
+
+def kd_divergence_configurations() -> Iterator[Configuration]:
+    """Each kernel, pair of dtypes, tile and direction: with every option and with none, rows aligned or not."""
+    kernels = (forward_kernel, backward_kernel)
+    widths = (8 << i for i in range(10))
+    for kernel, pair, width, direction in itertools.product(kernels, _PAIRS, widths, get_args(Direction)):
+        student, teacher = pair
+        accumulate = torch.float64 if torch.float64 in pair else torch.float32
+        blocks = kd_divergence.blocks(width, accumulate, kernel is backward_kernel)
+        if blocks.classes != width:
+            continue
+        pointees = {"student_ptr": student, "student_grad_ptr": student}
+        pointees |= {"teacher_ptr": teacher, "teacher_grad_ptr": teacher}
+        widest = kd_divergence.blocks(2 * width, accumulate, kernel is backward_kernel) == blocks
+        for tiles, whole, aligned in itertools.product((1, 3) if widest else (1,), (True, False), (True, False)):
+            constants: dict[str, Any] = {
+                "DIRECTION": direction,
+                "CE": whole,
+                "SCALE_BY_T2": True,
+                "PARTIAL": True,
+                "REPEATS": 4 if whole else 1,
+                "TILES": tiles,
+                "BLOCK_N": blocks.rows,
+                "BLOCK_C": blocks.classes,
+            }
+            if not whole:
+                constants |= dict.fromkeys(("temperature_ptr", "labels_ptr", "weights_ptr", "teacher_grad_ptr"))
+                constants |= {"groups": 1}
+            repeats = constants["REPEATS"] if kernel is backward_kernel else 1
+            constants |= {"num_warps": blocks.warps, "maxnreg": kd_divergence.registers(accumulate, repeats)}
+            tiled = ("stride_sg", "stride_sn", "stride_tg", "stride_tn", "classes") if aligned else ()
+            yield _configuration(kernel, accumulate, pointees, constants, tiled)
+    for accumulate, counts in itertools.product((torch.float64, torch.float32), (True, False)):
+        constants = {"COUNTS": counts, "BLOCK": reduction.REDUCE_BLOCK, "num_warps": reduction.REDUCE_WARPS}
+        yield _configuration(reduction.reduce_kernel, accumulate, {}, constants)
+
+
+def focal_contrastive_configurations() -> Iterator[Configuration]:
+    """Each kernel in its dtypes, tiles and variants, rows aligned or not; what takes most registers comes last."""
+    blocks = {"BLOCK_N": contrastive.RANK_BLOCK, "BLOCK_M": contrastive.RANK_BLOCK}
+    yield _configuration(of_rows.rank_kernel, torch.float32, {}, blocks)
+    yield from _linear()
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    for dtype, width in itertools.product(dtypes, (_WIDEST, 16, 32, 64, 128, 256)):
+        for variant, aligned in itertools.product(_variants(dtype), (True, False)):
+            yield from _pairs(dtype, width, variant, aligned)
+
+
+def _linear() -> Iterator[Configuration]:
+    """The kernels that take a row at a time, of up to 4096 features."""
+    for accumulate, some in itertools.product((torch.float64, torch.float32), (False, True)):
+        block: dict[str, Any] = {"BLOCK": contrastive.ROW_BLOCK}
+        yield _configuration(of_rows.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some})
+        for partial, kept in ((True, True), (True, False), (False, False)):
+            constants = {**block, "SIMILARITY": some, "BOUNDED": some, "PARTIAL": partial, "KEPT": kept}
+            constants |= {} if some else {"weights_ptr": None}
+            yield _configuration(of_rows.finish_kernel, accumulate, {}, constants)
+    stored = [(x, x) for x in _TYPES] + [(x, torch.float32) for x in (torch.bfloat16, torch.float16)]
+    widths = (1, *(8 << i for i in range(10)))
+    for (dtype, packed), width, normalize in itertools.product(stored, widths, (False, True)):
+        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        pointees = {"x_ptr": dtype, "z_ptr": packed, "out_ptr": dtype}
+        for aligned, some in itertools.product((("stride_xg", "stride_xn", "width"), ()), (False, True)):
+            arguments: dict[str, Any] = {**contrastive.row_tile(width)} | {"NORMALIZE": normalize, "SHARED": some}
+            arguments |= {} if packed == torch.float16 else {"matrix_scale_ptr": None}
+            arguments |= {} if some else {"labels_ptr": None, "temperature_ptr": None}
+            for precision in ("ieee", "tf32") if packed == torch.float32 else ("ieee",):
+                packing = arguments | {"PRECISION": precision}
+                yield _configuration(of_rows.pack_kernel, accumulate, pointees, packing, aligned)
+            yield _configuration(of_rows.unpack_kernel, accumulate, pointees, arguments, aligned)
+
+
+def _variants(dtype: torch.dtype) -> Iterator[contrastive.Variant]:
+    factors = [(True, True, 0), *itertools.product((True, False), (True, False), (1, 2, 3))]
+    precisions = ("tf32", "ieee") if dtype == torch.float32 else ("ieee",)
+    for (similarity, detach, power), precision in itertools.product(factors, precisions):
+        for bounded in (True, False) if similarity else (False,):
+            yield contrastive.Variant(similarity, detach, power, bounded, precision)
+
+
+def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned: bool) -> Iterator[Configuration]:
+    """The kernels of pairs for rows of ``width``, a power of 2, or of one less where they are not aligned."""
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    pointees = {"row_z_ptr": dtype, "column_z_ptr": dtype}
+    absent: dict[str, Any] = {} if dtype == torch.float16 else {"matrix_scale_ptr": None}
+    absent |= {"temperature_ptr": None} if variant.bounded else {}  # of one on the device no bound is known
+
+    less = 0 if aligned else 1
+    multiples = ("width",) if aligned else ()
+
+    def sums(width: int, architecture: int) -> dict[str, Any]:
+        tile = contrastive.sums_tile(dtype, width, variant, architecture)
+        return tile.options() | {"WHOLE": width <= tile.width}
+
+    def gradient(tau: bool, width: int, architecture: int) -> dict[str, Any]:
+        question = (dtype, width, variant, tau, architecture)
+        held = contrastive.held_tile(*question)
+        tile = held or contrastive.matrix_tile(*question)
+        options = tile.options() | {"WHOLE": width <= tile.width, "MATRIX": held is None}
+        return options if tau else options | {"tau_ptr": None}
+
+    for step in (BOTH,) if variant.similarity else (LSE, TERMS):
+        for tile, architectures in _tiles(sums, width - less, _WIDEST - less):
+            arguments = absent | variant.constants() | tile | {"STEP": step.value}
+            yield _configuration(pair_sums_kernel, accumulate, pointees, arguments, multiples, architectures)
+    for tau in (False,) if variant.bounded else (False, True):
+        for tile, architectures in _tiles(functools.partial(gradient, tau), width - less, _WIDEST - less):
+            arguments = absent | variant.constants() | tile | {"SIMILARITY": variant.similarity}
+            of_it = pointees | {"out_ptr": dtype if tile["MATRIX"] else accumulate}
+            yield _configuration(pair_gradient_kernel, accumulate, of_it, arguments, multiples, architectures)
+
+
+def _tiles(
+    options: Callable[[int, int], dict[str, Any]], width: int, widest: int
+) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
+    """The options of a launch, and the architectures it is for; none where they are those of the widest rows."""
+    new = [x for x in _ARCHITECTURES if width == widest or options(width, x) != options(widest, x)]
+    for tile, architectures in itertools.groupby(new, functools.partial(options, width)):  # neighbours alone
+        yield tile, tuple(architectures)
+
+
+def _configuration(
+    kernel: Any,
+    accumulate: torch.dtype,
+    pointees: dict[str, torch.dtype],
+    arguments: dict[str, Any],
+    aligned: tuple[str, ...] = (),
+    architectures: tuple[int, ...] = _ARCHITECTURES,
+) -> Configuration:
+    """A launch with these keyword ``arguments``.
+
+    ``pointees``: of the pointers that point to neither labels nor ``accumulate``; ``aligned``: multiples of 16.
+    """
+    constants = {name: value for name, value in arguments.items() if name in kernel.arg_names}
+    options = {name: value for name, value in arguments.items() if name in _OPTIONS}
+    signature, attributes = {}, {}
+    for position, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        if name in _LABELS:
+            signature[name] = "*i64"
+        elif name.endswith("_ptr"):
+            signature[name] = "*" + _TYPES[pointees.get(name, accumulate)]
+        else:
+            signature[name] = "i64" if name in _LONG else "i32"
+        if name.endswith("_ptr") or name in aligned:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return Configuration(kernel, signature, constants, attributes, options, architectures)

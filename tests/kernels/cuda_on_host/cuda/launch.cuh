@@ -1,0 +1,77 @@
+// Stands in for csrc/cuda/launch.cuh: CPU tensors, blocks one after the other, fresh memory full of NaN.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <vector>
+
+#include "../tensors.h"
+#include "reduce.cuh"
+
+namespace merc::cuda {
+
+class Place {
+ public:
+  explicit Place(const Tensor&) {}
+
+  Tensor empty(const std::vector<int64_t>& size, ScalarType type) const {
+    std::vector<int64_t> strides(size.size());
+    int64_t numel = 1;
+    for (size_t d = size.size(); d-- > 0;) {
+      strides[d] = numel;
+      numel *= size[d] > 1 ? size[d] : 1;
+    }
+    const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+    AtenTensorHandle handle;
+    aoti_torch_empty_strided(
+        static_cast<int64_t>(size.size()), size.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+        &handle);
+    Tensor tensor(handle);
+    if (tensor.numel() > 0) {
+      std::memset(tensor.mutable_data_ptr(), 0xff, tensor.numel() * tensor.element_size());
+    }
+    return tensor;
+  }
+
+  int multiprocessors() const { return 4; }
+};
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Place&, const Arguments&... arguments) {
+  on_host::grid_size = grid;
+  on_host::block_size = block;
+  for (unsigned y = 0; y < grid.y; ++y) {
+    for (unsigned x = 0; x < grid.x; ++x) {
+      on_host::block = dim3(x, y);
+      on_host::run_block([&] { kernel(arguments...); });
+    }
+  }
+  for (unsigned ticket : tickets) {
+    STD_TORCH_CHECK(ticket == 0, "a ticket is not 0 after its launch");
+  }
+}
+
+// Shared memory holds NaN where a block has written nothing.
+constexpr size_t kDynamicShared = 99 << 10;  // the least that a chip from sm_80 on has
+alignas(16) inline unsigned char dynamic_memory[kDynamicShared];
+
+template <class T, class... Parameters, class... Arguments>
+void launch_with(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Place& place, const Arguments&... arguments) {
+  static_assert(sizeof(T) <= kDynamicShared);
+  std::memset(dynamic_memory, 0xff, sizeof(T));
+  launch(kernel, grid, block, place, arguments...);
+}
+
+template <class T>
+T& dynamic_shared() {
+  return *reinterpret_cast<T*>(dynamic_memory);
+}
+
+inline unsigned take_ticket(const Place&) {
+  static unsigned next = 0;
+  return next++ % (kStreamTickets + kOwnTickets);
+}
+
+}  // namespace merc::cuda
