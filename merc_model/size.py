@@ -27,7 +27,7 @@ def build(
     Raises:
         UserError: a model larger than the machine's or the device's memory.
     """
-    named = ("hidden_dim", "layers", "projection_dim", "speaker_slots")
+    named = ("hidden_dim", "layers", "projection_dim")
     sizes = ", ".join(f"{name}={getattr(config, name)}" for name in named)
     try:
         with torch.device("meta"):
