@@ -337,6 +337,7 @@ def test_carriage_returns_that_belong_there_stay(tmp_path, text):
         (b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file"),
         (bytes(257) + b"ustar\x0000" + bytes(90), "a tar archive"),
     ],
+    ids=["git-lfs", "page", "page-bom", "message", "gzip", "bzip2", "xz", "joblib-3", "joblib-9", "hdf5", "tar"],
 )
 def test_a_file_that_is_something_else_is_called_what_it_is(tmp_path, content, message):
     for name, read in (("features.pkl", load_pickle), ("corpus.npz", Corpus.load), ("talk.npz", conversation)):
