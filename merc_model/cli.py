@@ -32,6 +32,7 @@ from merc_model.data.notes import missing_rows, validation_cut
 from merc_model.data.synthetic import synthetic
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, Predictions, predict
+from merc_model.extract import command as extraction
 from merc_model.files import write_whole
 from merc_model.run import summarize, train
 
@@ -104,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="emotions of one conversation, and its timeline as a picture")
     command.set_defaults(run=_predict)
     command.add_argument("folder", type=Path, metavar="RUN")
-    command.add_argument("conversation", type=Path, metavar="CONVERSATION", help=".npz or .json")
+    command.add_argument(
+        "conversation", type=Path, metavar="CONVERSATION", help=".npz or .json; .csv, .tsv or .jsonl: extracted first"
+    )
     command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: print, as CSV)")
     command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
     command.add_argument("--device", default="auto", metavar="D")
@@ -135,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--groups", metavar="prefix:N", help="dialogues whose ids begin alike are not parted by cuts and folds"
     )
+
+    command = commands.add_parser("extract", help="transcripts and recordings to a corpus .npz (merc-kdc[extract])")
+    extraction.add_arguments(command)
 
     command = commands.add_parser("info", help="versions, devices, backends, and which of them a call takes")
     command.set_defaults(run=_info)
@@ -212,7 +218,18 @@ def _predict(options: argparse.Namespace) -> None:
         picture = _free(picture)
     model = load(options.folder, _device(options.device))
     notes: list[str] = []
-    conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
+    settings = RunFolder(options.folder).record().corpus.get("extraction")
+    if options.conversation.suffix.lower() in extraction.TABLES:
+        conversation = extraction.conversation(
+            options.conversation, settings, model.label_names, str(_device(options.device))
+        )
+    else:
+        conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
+        if settings is not None and conversation.extraction not in (None, settings):
+            raise UserError(
+                f"{options.conversation}: its features were made with other settings ({conversation.extraction})"
+                f" than those of the run ({settings}); extract it as the run's corpus was"
+            )
     predictions = predict(model, conversation, conversation.dialogues("test"))
     notes += missing_rows(conversation, conversation.dialogues("test"))
     lacking = [modality for modality in model.modalities if modality not in conversation.features]

@@ -12,6 +12,7 @@ split                (dialogues,) str    train, valid, test; valid may be absent
 label_names          (C,) str
 groups               (dialogues,) str    optional: a session, a show, a pair of speakers, which training and
                                          validation may not share
+extraction           () str              optional: the settings of ``merc extract``, as JSON
 ===================  ==================  =======================================================
 """
 
@@ -53,6 +54,7 @@ class Corpus:
         split: ``(dialogues,)`` str, one of train, valid, test.
         label_names: ``(C,)`` str.
         groups: ``(dialogues,)`` str, what training and validation may not share, such as a session; or None.
+        extraction: the settings that ``merc extract`` made the features with, or None.
 
     Raises:
         UserError: arrays that contradict each other, naming the array.
@@ -67,6 +69,7 @@ class Corpus:
     split: NDArray[np.str_]
     label_names: NDArray[np.str_]
     groups: NDArray[np.str_] | None = None
+    extraction: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -172,11 +175,13 @@ class Corpus:
             name=path.stem,
             features={m: arrays[m] for m in MODALITIES if m in arrays},
             **{key: arrays[key] for key in needed},
+            extraction=str(arrays["extraction"]) if "extraction" in arrays else None,
         )
 
     def save(self, path: str | Path) -> None:
         """Write the corpus to ``path``, whole or not at all."""
         arrays = {**self.features, **{key: getattr(self, key) for key in self._keys()}}
+        arrays |= {} if self.extraction is None else {"extraction": np.array(self.extraction)}
         write_whole(Path(path), lambda file: np.savez_compressed(file, **arrays))
 
     def _keys(self) -> tuple[str, ...]:

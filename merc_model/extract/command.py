@@ -1,0 +1,112 @@
+"""``merc extract``, and raw tables given to ``merc predict``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from merc_model.data.corpus import Corpus
+from merc_model.errors import UserError
+from merc_model.extract.cache import Cache
+from merc_model.extract.features import Settings, extract
+from merc_model.extract.layouts import LABELS, LAYOUTS, read_iemocap, read_meld
+from merc_model.extract.table import read_tables
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of ``merc extract``."""
+    default = Settings()
+    command.set_defaults(run=run)
+    command.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="CSV, TSV or JSON lines; a release")
+    command.add_argument("--out", type=Path, required=True, metavar="CORPUS.npz")
+    command.add_argument("--layout", choices=LAYOUTS, metavar="NAME", help=f"one of {', '.join(LAYOUTS)}")
+    command.add_argument(
+        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="such as text=Utterance dialogue=Dialogue_ID"
+    )
+    command.add_argument("--text", default=default.text, metavar="ENCODER", help=f"or none (default: {default.text})")
+    command.add_argument("--text-pooling", default=default.text_pooling, metavar="P", help="mean, first, last, max")
+    command.add_argument("--text-context", type=int, default=0, metavar="K", help="utterances before it (default: 0)")
+    command.add_argument("--audio", default=default.audio, metavar="ENCODER", help="prosody (default), a name, or none")
+    command.add_argument("--visual", default="none", metavar="ENCODER", help="a name, or none (default)")
+    command.add_argument("--frames", type=int, default=default.frames, metavar="N", help="pictures of an utterance")
+    command.add_argument("--cache", type=Path, metavar="FILE", help="default: beside CORPUS.npz")
+    command.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: the cores")
+    command.add_argument("--device", default="cpu", metavar="D")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Extract some tables to a corpus."""
+    out: Path = options.out
+    if out.suffix.lower() != ".npz":
+        raise UserError(f"--out {out}: expected a name that ends in .npz")
+    if out.exists():
+        raise UserError(f"{out} exists; give another --out")
+    for name, value, least in (
+        ("--text-context", options.text_context, 0),
+        ("--frames", options.frames, 1),
+        ("--workers", options.workers, 1),
+    ):
+        if value < least:
+            raise UserError(f"{name}: expected at least {least}, got {value}")
+    columns = dict(pair.partition("=")[::2] for pair in options.columns)
+    if options.layout and columns:
+        raise UserError("--columns: a --layout knows its own columns")
+    if options.layout is None:
+        utterances = read_tables(options.tables, columns)
+    else:
+        utterances = {"meld": read_meld, "iemocap": read_iemocap}[options.layout](options.tables)
+    settings = Settings(
+        text=_encoder(options.text),
+        text_pooling=options.text_pooling,
+        text_context=options.text_context,
+        audio=_encoder(options.audio),
+        visual=_encoder(options.visual),
+        frames=options.frames,
+    )
+    cache = Cache(options.cache or out.with_suffix(".cache"))
+    corpus = extract(
+        utterances,
+        settings,
+        name=out.stem,
+        cache=cache,
+        label_names=LABELS.get(options.layout, ()),
+        workers=options.workers,
+        device=options.device,
+        warn=_warn,
+    )
+    cache.close()
+    corpus.save(out)
+    dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
+    sys.stdout.write(f"{out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}\n")
+
+
+def conversation(path: Path, extraction: str | None, label_names: list[str], device: str) -> Corpus:
+    """The one conversation of a table, with the features a run was trained on."""
+    if extraction is None:
+        raise UserError(f"{path}: the run's corpus was not made by merc extract, so its features cannot be made here")
+    utterances = read_tables([path])
+    if len({utterance.dialogue for utterance in utterances}) > 1:
+        raise UserError(f"{path}: holds several dialogues; give a table with one conversation")
+    cache = Cache(Path(":memory:"))
+    return extract(
+        utterances,
+        Settings.of(extraction),
+        name=path.stem,
+        cache=cache,
+        label_names=label_names,
+        device=device,
+        warn=_warn,
+    )
+
+
+def _encoder(name: str) -> str | None:
+    folder = Path(name)
+    return None if name == "none" else str(folder.resolve()) if folder.is_dir() else name
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"warning: {line}\n")
