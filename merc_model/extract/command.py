@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from merc_model.data.corpus import Corpus
@@ -88,7 +89,7 @@ def conversation(path: Path, extraction: str | None, label_names: list[str], dev
     """The one conversation of a table, with the features a run was trained on."""
     if extraction is None:
         raise UserError(f"{path}: the run's corpus was not made by merc extract, so its features cannot be made here")
-    utterances = read_tables([path])
+    utterances = [replace(utterance, label="", split="test") for utterance in read_tables([path])]
     if len({utterance.dialogue for utterance in utterances}) > 1:
         raise UserError(f"{path}: holds several dialogues; give a table with one conversation")
     cache = Cache(Path(":memory:"))

@@ -192,7 +192,7 @@ def seconds(place: str, name: str, text: str) -> float | None:
         numbers = [float(part) for part in parts]
     except ValueError:
         numbers = []
-    total = sum(number * 60**power for power, number in enumerate(reversed(numbers)))
+    total = sum(number * 60.0**power for power, number in enumerate(reversed(numbers)))
     if not 1 <= len(numbers) <= 3 or not 0 <= total < float("inf"):
         raise UserError(f"{place}: {name}: expected seconds or hours:minutes:seconds, got {text!r}")
     return total

@@ -1,0 +1,141 @@
+"""Features out of made-up recordings, by a tiny encoder with random weights."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from merc_model.cli import main
+from merc_model.data.corpus import Corpus
+from merc_model.extract.cache import Cache
+from merc_model.extract.features import Settings, extract
+from merc_model.extract.media import MediaError, waveform
+from merc_model.extract.table import Utterance
+from merc_model.extract.text import TextEncoder
+from tests.model.command import SMALL, failure
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "hello", "you", "there", "no", "ann", "bob", ":"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    transformers: Any = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def tone(path: Path, hertz: float, seconds: float = 2.0) -> Path:
+    samples = (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(8000 * seconds)) / 8000) * 32767).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(samples.tobytes())
+    return path
+
+
+def test_text_does_not_depend_on_its_batch_and_context_changes_it(encoder: Path) -> None:
+    text = TextEncoder(str(encoder))
+    both = text.encode(["hello you", "no"], ["", ""])
+    np.testing.assert_allclose(text.encode(["no"], [""]), both[1:], atol=1e-6)
+    assert np.abs(text.encode(["no"], ["ann : hello"]) - both[1:]).max() > 1e-3
+    long = text.encode(["no"], ["hello " * 2000])
+    assert np.isfinite(long).all()
+    for pooling in ("first", "last", "max"):
+        assert TextEncoder(str(encoder), pooling).encode(["no", "hello you"], ["", ""]).shape == (2, 8)
+
+
+def test_a_segment_of_a_recording(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    path = tone(tmp_path / "a.wav", 200)
+    assert len(waveform(path, 0.0, None)) == pytest.approx(32000, abs=100)
+    part = waveform(path, 0.5, 1.25)
+    assert len(part) == pytest.approx(12000, abs=100)
+    with pytest.raises(MediaError, match="after 9 s"):
+        waveform(path, 9.0, None)
+
+
+def test_missing_and_broken_recordings_are_missing_rows_that_are_named(encoder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    pytest.importorskip("librosa")
+    (tmp_path / "broken.wav").write_bytes(b"nothing that sounds")
+    media = [
+        tone(tmp_path / "low.wav", 110),
+        tone(tmp_path / "high.wav", 330),
+        tmp_path / "broken.wav",
+        tmp_path / "no",
+    ]
+    rows = [Utterance(f"line {i}", "a", "A", "hello" if i else "", "glad", media=m) for i, m in enumerate(media)]
+    cache, lines = Cache(tmp_path / "cache"), []
+    corpus = extract(rows, Settings(text=str(encoder)), name="x", cache=cache, warn=lines.append)
+    assert corpus.dims == {"text": 8, "audio": 49}
+    assert np.isnan(corpus.features["audio"]).any(axis=1).tolist() == [False, False, True, True]
+    assert np.isnan(corpus.features["text"]).any(axis=1).tolist() == [True, False, False, False]
+    assert corpus.features["audio"][1, 1] - corpus.features["audio"][0, 1] == pytest.approx(19.02, abs=0.5)
+    assert [line.split(":")[1] for line in lines] == [" line 3", " line 2"]
+    assert "is not there" in lines[0]
+    again = extract(rows, Settings(text=str(encoder)), name="x", cache=cache)
+    np.testing.assert_array_equal(again.features["audio"], corpus.features["audio"])
+    cache.close()
+
+
+def test_what_is_cached_is_not_made_again(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Utterance("", "a", "A", word, "glad") for word in ("hello", "you", "hello")]
+    first = Cache(tmp_path / "cache")
+    corpus = extract(rows, Settings(text=str(encoder)), name="x", cache=first)
+    first.close()
+    monkeypatch.setattr(TextEncoder, "__init__", lambda *_: pytest.fail("loaded an encoder"))
+    second = Cache(tmp_path / "cache")
+    again = extract(rows, Settings(text=str(encoder)), name="x", cache=second)
+    second.close()
+    assert again.fingerprint() == corpus.fingerprint()
+
+
+def test_from_a_table_to_predictions(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, out, run = tmp_path / "talks.csv", tmp_path / "talks.npz", tmp_path / "run"
+    lines = [
+        f"{d},{s},{w},{e},{'test' if d > 9 else 'train'}"
+        for d in range(12)
+        for s, w, e in (("Ann", "hello you", "glad"), ("Bob", "no", "cross"), ("Ann", "there", "glad"))
+    ]
+    table.write_text("\n".join(["dialogue,speaker,text,label,split", *lines]))
+    assert main(["extract", str(table), "--out", str(out), "--text", str(encoder), "--text-context", "1"]) == 0
+    corpus = Corpus.load(out)
+    assert corpus.extraction is not None
+    assert Settings.of(corpus.extraction).text_context == 1
+    assert main(["train", "--data", str(out), "--out", str(run), *SMALL]) == 0
+    talk = tmp_path / "talk.csv"
+    talk.write_text("dialogue,speaker,text\nx,Ann,hello\nx,Bob,no no\n")
+    answer = tmp_path / "answer.csv"
+    assert main(["predict", str(run), str(talk), "--out", str(answer)]) == 0
+    assert len(answer.read_text().splitlines()) == 3
+    capsys.readouterr()
+    other = tmp_path / "other.npz"
+    features = corpus.features["text"][:3]
+    np.savez(other, text=features, extraction=np.array(Settings().json()))
+    assert "other settings" in failure(["predict", str(run), str(other)], capsys)
+
+
+def test_an_encoder_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "t.csv").write_text("dialogue,text,label\na,hi,glad\n")
+    (tmp_path / "empty").mkdir()
+    arguments = [
+        "extract",
+        str(tmp_path / "t.csv"),
+        "--out",
+        str(tmp_path / "c.npz"),
+        "--text",
+        str(tmp_path / "empty"),
+    ]
+    assert "cannot be loaded" in failure(arguments, capsys)
