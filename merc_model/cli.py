@@ -28,6 +28,7 @@ from merc_model.config import MODALITIES, Config, load_preset, parse_settings, p
 from merc_model.data.community import LAYOUTS, convert
 from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import SPLITS, Corpus
+from merc_model.data.doctor import examine
 from merc_model.data.notes import missing_rows, validation_cut
 from merc_model.data.synthetic import synthetic
 from merc_model.errors import UserError
@@ -47,13 +48,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when done, 2 after a mistake of the user's, 130 when interrupted."""
+    """Run the command line; 0 when done, 1 where doctor finds faults, 2 after a user's mistake, 130 when interrupted."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
         options = _parser().parse_args(arguments)
-        options.run(options)
+        code: int = options.run(options) or 0
         sys.stdout.flush()
     except UserError as error:
         print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("extract", help="transcripts and recordings to a corpus .npz (merc-kdc[extract])")
     extraction.add_arguments(command)
+
+    command = commands.add_parser("doctor", help="what is wrong with the features of a corpus, worst first")
+    command.set_defaults(run=_doctor)
+    command.add_argument("corpus", type=Path, metavar="CORPUS.npz")
 
     command = commands.add_parser("info", help="versions, devices, backends, and which of them a call takes")
     command.set_defaults(run=_info)
@@ -293,6 +299,15 @@ def _convert(options: argparse.Namespace) -> None:
         names, counts = np.unique(corpus.groups, return_counts=True)
         shown = [f"{name} {count}" for name, count in zip(names[:8], counts, strict=False)]
         print(f"groups: {len(names)} ({', '.join(shown)}{', …' if len(names) > 8 else ''} dialogues)")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    findings = examine(Corpus.load(options.corpus))
+    for finding in findings:
+        print(f"{'misleads' if finding.misleads else 'note'}: {finding.text}")
+    if not findings:
+        print("nothing was found")
+    return int(any(finding.misleads for finding in findings))
 
 
 def _info(options: argparse.Namespace) -> None:
