@@ -48,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when done, 1 where doctor finds faults, 2 after a user's mistake, 130 when interrupted."""
+    """Run the command line; 0 when done, 1 where doctor finds faults, 2 after a mistake, 130 when interrupted."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
