@@ -4,6 +4,7 @@ The forward pass saves seven numbers a row, from which the backward pass recompu
 a student on the CPU, the student's gradient itself: each logit is then read once.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
 from merc_kernels._shared.options import REDUCTIONS
 from merc_kernels._shared.ordinary import ordinary
+from merc_kernels.kd_divergence import learned_temperature
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
 _NOTHING, _STATS, _GRADIENT = range(3)  # what the forward pass saves
@@ -83,6 +85,21 @@ def kd_divergence(
     backend: str,
 ) -> Tensor:
     """`merc_kernels.kd_divergence` on a fused backend, of tensors that were checked."""
+    if temperature is not None and temperature.requires_grad and torch.is_grad_enabled():
+        fixed = functools.partial(_of_fixed_temperature, backend=backend)
+        return learned_temperature.kd_divergence(fixed, student, teacher, temperature, labels, row_weights, options)
+    return _of_fixed_temperature(student, teacher, temperature, labels, row_weights, options, backend)
+
+
+def _of_fixed_temperature(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: Tensor | None,
+    labels: Tensor | None,
+    row_weights: Tensor | None,
+    options: KDDivergenceOptions,
+    backend: str,
+) -> Tensor:
     traced = torch_private.tracing_state() is not None  # torch.jit.trace: what it keeps may be called in any way
     if not options.teacher_grad and (teacher.requires_grad or traced):
         teacher = teacher.detach()
@@ -90,7 +107,7 @@ def kd_divergence(
         if accumulate(temperature, row_weights) == torch.float64:
             student = student.double()  # as the reference: float64 where any input is
         dtype = accumulate(student, teacher)
-        temperature = None if temperature is None else temperature.detach().to(dtype)
+        temperature = None if temperature is None else temperature.detach().to(dtype).expand(student.shape[-2])
         row_weights = None if row_weights is None else row_weights.detach().to(dtype)
     tensors = (student, teacher, temperature, labels, row_weights)
     plain = checks.eager(*tensors)
