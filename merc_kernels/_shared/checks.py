@@ -82,9 +82,9 @@ def temperatures(name: str, value: Tensor, used: Tensor | None = None) -> None:
 
 
 def weights(name: str, value: Tensor) -> None:
-    """Every element is a finite number that is not negative."""
+    """No element is negative or NaN; that of a class which does not occur may be infinite."""
     if readable(value):
-        elements(name, "finite numbers >= 0", value, (value >= 0) & (value < math.inf))
+        elements(name, "numbers >= 0", value, value >= 0)
 
 
 def integer(name: str, value: object) -> None:
