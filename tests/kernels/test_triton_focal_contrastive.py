@@ -72,7 +72,7 @@ class TestValues:
         focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
     def test_strips_of_a_matrix_and_splits_of_columns(self, monkeypatch):
-        from merc_kernels.focal_contrastive.triton import launch as host
+        from merc_kernels.focal_contrastive.triton import source_gradient as host
 
         monkeypatch.setattr(host, "_STRIP_BYTES", 1)
         one_tile = lambda programs, columns, tile, *_, **__: (triton.cdiv(columns, tile.columns), 1)  # noqa: E731
@@ -90,7 +90,7 @@ class TestValues:
                 focal_cases.check(options, fused, short_rows=True)
 
     def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch):
-        from merc_kernels.focal_contrastive.triton import launch as host
+        from merc_kernels.focal_contrastive.triton import source_gradient as host
 
         n, width, a_strip = 416, 66, 128  # whole tiles
         monkeypatch.setattr(host, "_STRIP_BYTES", 4 * a_strip * n)
