@@ -423,6 +423,6 @@ class TestOperator:
 class TestInterpreter:
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize(("marker", "share"), interpreted.shares(3))
+    @pytest.mark.parametrize(("marker", "share"), interpreted.shares())
     def test_values(self, marker, share):
         interpreted.run(__file__, marker, share)
