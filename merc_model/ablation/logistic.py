@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 
 from merc_model.config import IGNORE_INDEX
 from merc_model.data.corpus import Corpus
 from merc_model.encoders import Standardize
 from merc_model.errors import UserError
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 WINDOWS = (0, 1, 2, 4, 8)  # neighbours on each side
 PENALTIES = (0.0001, 0.001, 0.01)  # scikit-learn's C: the inverse of the penalty
@@ -52,6 +53,8 @@ class LogisticBaseline:
         return predicted
 
     def _choose(self, train: Corpus) -> tuple[int, float]:
+        from sklearn.metrics import f1_score
+
         units = len(train.dialogue_ids if train.groups is None else np.unique(train.groups))
         if units < 2:
             return WINDOWS[1], PENALTIES[1]
@@ -85,6 +88,9 @@ class LogisticBaseline:
 
 
 def _fitted(inputs: NDArray[np.float32], labels: NDArray[np.int64], penalty: float) -> LogisticRegression:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     known = labels != IGNORE_INDEX
     if len(np.unique(labels[known])) < 2:
         raise UserError("logistic regression: the dialogues to train on have utterances of one class only")

@@ -70,6 +70,25 @@ def _run(command: list[str]) -> None:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patched_once():
+    """The interpreter patches its language for a launch, and not anew for each function called inside."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    interpreter = pytest.importorskip("triton").runtime.interpreter
+    patch, language = interpreter._patch_lang, interpreter.tl
+
+    def once(fn):
+        used = [x for x in fn.__globals__.values() if x is language or x is language.core]
+        patched = all(x.static_print is print for x in used)
+        return interpreter._LangPatchScope() if patched else patch(fn)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang", once)
+        yield
+
+
 @pytest.fixture
 def _rounded(monkeypatch):
     """The interpreter rounds as a GPU does.

@@ -43,7 +43,7 @@ def representatives(operator: str, architecture: int) -> list[int]:
     chosen: dict[tuple, int] = {}
     for position in launched(operator, architecture):
         configuration = configurations(operator)[position]
-        types = sorted(set(configuration.signature.values()) - {"constexpr", "i32", "i64"})
+        types = sorted({x for x in configuration.signature.values() if x[0] == "*"})
         key = (configuration.kernel.__name__, *types)
         chosen[key] = position
     return sorted(set(chosen.values()))
