@@ -8,8 +8,6 @@ failed or was wrong; after ``--quick`` also where a peer did, or where something
 committed result of such a run.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os

@@ -1,7 +1,5 @@
 """What is measured: cells, the providers that are measured side by side in each, and one provider's calls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

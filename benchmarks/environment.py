@@ -1,7 +1,5 @@
 """What a result file says of where it comes from."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import shlex
@@ -40,7 +38,7 @@ def environment() -> dict[str, Any]:
         "peers": {name: _version(name) for name in PEERS},
         "backends": merc_kernels.backends(),
         "commit": (git("rev-parse", "HEAD") or "unknown") + changed,
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }
 
 
@@ -56,8 +54,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _module() -> str:
-    stem = Path(sys.argv[0]).stem
-    return "benchmarks" if stem == "__main__" else f"benchmarks.{stem}"

@@ -5,8 +5,6 @@ checked is the loss of the epoch, against the same training on the reference bac
 neither distillation nor contrastive loss.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

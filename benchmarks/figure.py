@@ -1,7 +1,5 @@
 """The figure of README and docs: time and memory of focal_contrastive over the number of rows."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

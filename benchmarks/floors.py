@@ -9,8 +9,6 @@ kd_divergence: two logits are read and one gradient written, as `torch.add(stude
 thirds of it. Backward alone has no floor: where the gradient is made forward, nothing is left to do.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

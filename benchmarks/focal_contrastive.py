@@ -1,7 +1,5 @@
 """focal_contrastive: its cells, inputs and truth. Labels of six classes in IEMOCAP's proportions."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any

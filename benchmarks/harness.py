@@ -9,8 +9,6 @@ What comes out is a list of rows, one for each cell, provider and pass. The ``st
     failed          it raised; ``reason`` says what
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 Logits of standard deviation 3, a temperature of 2.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping

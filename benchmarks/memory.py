@@ -6,8 +6,6 @@ from the caching allocator; there the other process is for safety: it is the fir
 kernel that hangs, or breaks what its process can still do on the device, ends no measurement but its own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import multiprocessing

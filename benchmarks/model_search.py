@@ -7,8 +7,6 @@ fixed number of epochs, so that no epoch is chosen on the fold that is predicted
 after an interruption; its table says what each trial reached and the seconds that it took: the budget.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Mapping

@@ -7,8 +7,6 @@ both have, the median of each of our providers is divided by that of a peer of i
 ratio that is larger than the committed one by more than the tolerance is reported, and the exit code is 1.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

@@ -6,8 +6,6 @@ python -m benchmarks.report            prints the README's part
 python -m benchmarks.report --write    rewrites the documents and the figure
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import re

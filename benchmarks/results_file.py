@@ -1,7 +1,5 @@
 """Result files: one a device, in it one run a subject; a new run of a subject replaces its old one."""
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile

@@ -4,8 +4,6 @@ The encoder is 512 → 1024 → 256, the head 256 → 6; float32. The floor is t
 checked is the loss and its gradient in the encoder's second layer.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
