@@ -11,8 +11,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.environment import RESULTS
-from benchmarks.results_file import Result, load
+from benchmarks.results_file import RESULTS, Result, load
 
 TOLERANCE, QUICK_TOLERANCE = 1.25, 2.5  # the quick cells are few and short, on machines that others use too
 PEERS = ("eager", "chunked")

@@ -12,9 +12,8 @@ import re
 from pathlib import Path
 
 from benchmarks import figure, tables
-from benchmarks.environment import RESULTS
 from benchmarks.process import ROOT
-from benchmarks.results_file import Result, load
+from benchmarks.results_file import RESULTS, Result, load
 from merc_model.config import Config
 
 MODEL = ROOT / "docs/model.md"
