@@ -42,17 +42,11 @@ class _Checked:
 
 @dataclass
 class Budget:
-    """What a run may take.
+    """What a run may take."""
 
-    Attributes:
-        deadline: on `time.monotonic`'s clock; None: no end.
-        seconds: of one provider in one cell, all its calls together.
-        extra_bytes: of one call.
-    """
-
-    seconds: float
-    extra_bytes: int
-    deadline: float | None = None
+    seconds: float  # of one provider in one cell, all its calls together
+    extra_bytes: int  # of one call
+    deadline: float | None = None  # on `time.monotonic`'s clock; None: no end
 
     @property
     def left(self) -> float:

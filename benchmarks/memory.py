@@ -33,15 +33,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Weighed(NamedTuple):
-    """What came of a provider's first calls.
+    """What came of a provider's first calls."""
 
-    Attributes:
-        extra_bytes: at the peak of one call.
-        no_graph: why it cannot be captured as a CUDA graph and replayed, where that was wanted and failed.
-    """
-
-    extra_bytes: int
-    no_graph: str = ""
+    extra_bytes: int  # at the peak of one call
+    no_graph: str = ""  # why it cannot be captured as a CUDA graph and replayed, where that was wanted and failed
 
 
 class Worker:
