@@ -32,6 +32,7 @@ class Kernel(NamedTuple):
     spilled: int
 
 
+OF_HEADERS = 64  # bytes of global memory that CUDA's own headers declare, at most
 REPORT = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -55,6 +56,9 @@ def compiled(source: Path, archs: tuple[str, ...], out: Path) -> list[Kernel]:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "warning" not in run.stderr, run.stderr
+    kept = re.findall(r"(\d+) bytes gmem", run.stderr)
+    assert len(kept) == len(archs)
+    assert max(map(int, kept)) <= OF_HEADERS, "launches of any stream share what outlives them"
     return [
         Kernel(x["name"], x["arch"], int(x["registers"]), int(x["stack"]), int(x["stores"]) + int(x["loads"]))
         for x in REPORT.finditer(run.stderr)
