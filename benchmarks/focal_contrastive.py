@@ -31,7 +31,7 @@ class FocalContrastive:
     limit: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
 
     def cells(self, scale: str, device: str) -> list[Cell]:
-        """For each formula and type the sizes ascend, so that a cell can be predicted; on a GPU the goals come first."""
+        """For each formula and type the sizes ascend, so that a cell can be predicted; on a GPU the goals are first."""
         if scale == "quick":
             return [
                 _cell(200, seconds=0.3, providers=_MANY),

@@ -107,7 +107,7 @@ def _poisoned(monkeypatch):
 
     def poisoned(self, *args, **kwargs):
         fresh = new_empty(self, *args, **kwargs)
-        return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << 40)
+        return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << (40 if fresh.itemsize == 8 else 30))
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
 
