@@ -16,7 +16,7 @@ score of a row, E = sum 2^(s - m), P its positives, h the focal factor, w a clas
 
 Scores count in units of log 2 (s = z.z' log2(e) / tau), for 2^x is what the chip has. L stays in two parts, so that
 s - L keeps its digits where one candidate holds nearly all of p. Every output element has one program that writes it,
-and sums run in a fixed order: no atomics, the same bits on every run.
+and sums run in a fixed order: no atomics but in the table of labels, the same bits on every run.
 """
 
 import triton
