@@ -1,7 +1,9 @@
 """Result files: one a device, in it one run a subject with what it was made by; a new run replaces the old one."""
 
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shlex
@@ -119,3 +121,21 @@ def load(folder: Path = RESULTS) -> list[Result]:
         raise SystemExit(f"{folder} is no folder of results")
     results = [_read(path) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted((x for x in results if "kind" in x), key=lambda result: (result["kind"] != "cpu", result["file"]))
+
+
+def write(path: Path, value: Any) -> None:
+    """JSON, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(dumps(value))
+    partial.replace(path)
+
+
+def merge(path: Path, key: str, value: Any) -> None:
+    """One entry of a file that several processes write, whole or not at all."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        known = _read(path) if path.exists() else {}
+        write(path, {**known, key: value})
+    finally:
+        os.close(folder)

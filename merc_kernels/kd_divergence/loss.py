@@ -1,12 +1,15 @@
 """The divergence of a student from its teacher as a function and as a module, and the way to the backend."""
 
+import functools
+
+import torch
 from torch import Tensor, nn
 
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
 from merc_kernels._shared.ordinary import ordinary
-from merc_kernels.kd_divergence import inputs, operator, reference, trial
+from merc_kernels.kd_divergence import inputs, learned_temperature, operator, reference, trial
 from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions, Reduction
 
 _options = remembered(KDDivergenceOptions)
@@ -158,4 +161,7 @@ def _divergence(
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
         student, teacher, temperature, labels, row_weights = ordinary(*tensors)
         return reference.kd_divergence(student, teacher, temperature, labels, row_weights, options)
+    if temperature is not None and temperature.requires_grad and torch.is_grad_enabled():
+        fused = functools.partial(operator.kd_divergence, backend=name)
+        return learned_temperature.kd_divergence(fused, *tensors, options)
     return operator.kd_divergence(*tensors, options, name)

@@ -4,7 +4,6 @@ The forward pass saves seven numbers a row, from which the backward pass recompu
 a student on the CPU, the student's gradient itself: each logit is then read once.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,6 @@ from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
 from merc_kernels._shared.options import REDUCTIONS
 from merc_kernels._shared.ordinary import ordinary
-from merc_kernels.kd_divergence import learned_temperature
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
 _NOTHING, _STATS, _GRADIENT = range(3)  # what the forward pass saves
@@ -85,21 +83,6 @@ def kd_divergence(
     backend: str,
 ) -> Tensor:
     """`merc_kernels.kd_divergence` on a fused backend, of tensors that were checked."""
-    if temperature is not None and temperature.requires_grad and torch.is_grad_enabled():
-        fixed = functools.partial(_of_fixed_temperature, backend=backend)
-        return learned_temperature.kd_divergence(fixed, student, teacher, temperature, labels, row_weights, options)
-    return _of_fixed_temperature(student, teacher, temperature, labels, row_weights, options, backend)
-
-
-def _of_fixed_temperature(
-    student: Tensor,
-    teacher: Tensor,
-    temperature: Tensor | None,
-    labels: Tensor | None,
-    row_weights: Tensor | None,
-    options: KDDivergenceOptions,
-    backend: str,
-) -> Tensor:
     traced = torch_private.tracing_state() is not None  # torch.jit.trace: what it keeps may be called in any way
     if not options.teacher_grad and (teacher.requires_grad or traced):
         teacher = teacher.detach()

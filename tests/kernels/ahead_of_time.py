@@ -81,6 +81,8 @@ def focal_contrastive_configurations() -> Iterator[Configuration]:
     """Each kernel in its dtypes, tiles and variants, rows aligned or not; what takes most registers comes last."""
     blocks = {"BLOCK_N": contrastive.RANK_BLOCK, "BLOCK_M": contrastive.RANK_BLOCK}
     yield _configuration(of_rows.rank_kernel, torch.float32, {}, blocks)
+    yield _configuration(of_rows.enter_kernel, torch.float32, {}, {"BLOCK_N": contrastive.RANK_BLOCK})
+    yield _configuration(of_rows.look_up_kernel, torch.float32, {}, {"BLOCK": contrastive.ROW_BLOCK})
     yield from _linear()
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for dtype, width in itertools.product(dtypes, (_WIDEST, 16, 32, 64, 128, 256)):
@@ -184,6 +186,8 @@ def _configuration(
             signature[name] = _floats(KDDivergenceOptions if kernel in _DIVERGENCE else FocalContrastiveOptions)
         elif name in _LABELS:
             signature[name] = "*i64"
+        elif name == "table_ptr":
+            signature[name] = "*i32"
         elif name.endswith("_ptr"):
             signature[name] = "*" + _TYPES[pointees.get(name, accumulate)]
         else:

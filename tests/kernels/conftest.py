@@ -43,13 +43,13 @@ def on_host(once):
     return torch.ops.merc_on_host
 
 
-def _compile_on_host(compiler: str, folder: Path) -> None:
+def _compile_on_host(compiler: str, folder: Path, *flags: str) -> None:
     shutil.copytree(ROOT / "csrc", folder, dirs_exist_ok=True)
     shutil.copytree(Path(__file__).parent / "cuda_on_host", folder, dirs_exist_ok=True)
     for name in ("cuda_bf16.h", "cuda_fp16.h"):
         (folder / "cuda" / name).touch()
     sources = [*sorted(folder.glob("*/cuda/*.cu")), folder / "library.cpp"]
-    command = [compiler, "-std=c++20", "-O2", "-w", "-fPIC", "-include", str(folder / "cuda/cuda.h")]
+    command = [compiler, "-std=c++20", "-O2", "-w", "-fPIC", *flags, "-include", str(folder / "cuda/cuda.h")]
     command += [f"-I{folder / 'cuda'}", *INCLUDES, TARGET]
 
     def compiled(shipped: Path) -> str:
@@ -61,7 +61,7 @@ def _compile_on_host(compiler: str, folder: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources))
-    linked = [compiler, "-shared", *objects, "-o", str(folder / "on_host.so")]
+    linked = [compiler, "-shared", *flags, *objects, "-o", str(folder / "on_host.so")]
     _run([*linked, f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"])
 
 
@@ -126,7 +126,7 @@ def _poisoned(monkeypatch):
 
     def poisoned(self, *args, **kwargs):
         fresh = new_empty(self, *args, **kwargs)
-        return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << 40)
+        return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << (40 if fresh.itemsize == 8 else 30))
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
 

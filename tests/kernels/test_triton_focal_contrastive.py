@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import focal_contrastive_loss
+from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from tests.kernels import alive, focal_cases, grid, inference, interpreted
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -50,6 +51,26 @@ class TestValues:
     @pytest.mark.parametrize("case", CASES, ids=map(grid.title, CASES))
     def test_equals_the_reference(self, case):
         focal_cases.check(focal_cases.build(case), fused, short_rows=True)
+
+    @pytest.mark.parametrize("classes", [1, 3, 40, 150])
+    def test_many_labels_are_named_by_a_table(self, monkeypatch, classes):
+        """A scan would take a step for each block of rows before the first of the label."""
+        from merc_kernels.focal_contrastive.triton import launch
+
+        class Scan:
+            def __getitem__(self, programs):
+                raise AssertionError("labels are scanned for")
+
+        monkeypatch.setattr(launch, "SCANNED", 149)
+        monkeypatch.setattr(launch, "rank_kernel", Scan())
+        labels = torch.randperm(150) % classes * 3_000_000_000 - 5
+        grouped = torch.stack([labels, labels.roll(7)])
+        grouped[:, ::11] = 8
+        x = torch.randn(2, 150, 8)
+        options = FocalContrastiveOptions(ignore_index=8)
+        *_, index = launch.forward(x, grouped, *[None] * 5, options)
+        first = (grouped[:, :, None] == grouped[:, None, :]).int().argmax(-1)
+        assert torch.equal(index, first.masked_fill(grouped == 8, -1))
 
     @pytest.mark.full
     def test_equals_the_reference_on_a_large_sample(self):

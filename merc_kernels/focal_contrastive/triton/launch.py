@@ -18,8 +18,8 @@ from torch import Tensor
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.call import Call, length, row_programs, splits_of
-from merc_kernels.focal_contrastive.triton.configuration import RANK_BLOCK, ROW_BLOCK, row_tile, sums_tile
-from merc_kernels.focal_contrastive.triton.pack import pack_kernel, rank_kernel
+from merc_kernels.focal_contrastive.triton.configuration import RANK_BLOCK, ROW_BLOCK, SCANNED, row_tile, sums_tile
+from merc_kernels.focal_contrastive.triton.pack import enter_kernel, look_up_kernel, pack_kernel, rank_kernel
 from merc_kernels.focal_contrastive.triton.source_gradient import source_gradient
 from merc_kernels.focal_contrastive.triton.stats import finish_kernel, scaled_stats_kernel
 from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
@@ -79,9 +79,7 @@ def forward(
                     **tile,
                 )
         if classes < 0:
-            rank_kernel[row_programs(call.total, RANK_BLOCK, call.groups)](
-                index, names, call.total, options.ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK
-            )
+            _rank(call, index, names)
         partial, splits = _sums(call, z, index)
         programs = row_programs(call.total, ROW_BLOCK, call.groups)
         parts = loss if options.reduction == "none" else z.new_empty((2, *programs), dtype=call.dtype)
@@ -107,6 +105,20 @@ def forward(
                 loss, divisor, parts, *programs, 1, COUNTS=counts, BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS
             )
     return loss, divisor, z, norms, stats, index
+
+
+def _rank(call: Call, index: Tensor, names: Tensor) -> None:
+    """Fills ``index`` with the first row of each label."""
+    programs = row_programs(call.total, RANK_BLOCK, call.groups)
+    ignore_index = call.options.ignore_index
+    if call.total <= SCANNED:
+        rank_kernel[programs](index, names, call.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK)
+        return
+    slots = triton.next_power_of_2(2 * call.total)
+    table = index.new_full((call.groups, slots + 1), call.total, dtype=torch.int32)
+    enter_kernel[programs](table, index, names, call.total, slots, ignore_index, BLOCK_N=RANK_BLOCK)
+    look_up = row_programs(call.total, ROW_BLOCK, call.groups)
+    look_up_kernel[look_up](index, table, call.total, slots, BLOCK=ROW_BLOCK)
 
 
 def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:

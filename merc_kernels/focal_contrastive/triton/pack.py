@@ -4,11 +4,13 @@
 r"""Rows of the focal contrastive loss into unit rows and back, in Triton.
 
     pack      z = x / |x|, rounded to what products take, 1 / |x|, the label
-    rank      labels of 64 bits as numbers of 32, which is what the pairs compare; -1 where a row is not kept
+    rank      labels of 64 bits as numbers of 32, which is what the pairs compare; -1 where a row is not kept. A scan
+              takes T / RANK_BLOCK steps where all labels differ: of many rows `enter` and `look_up` make a hash table
     unpack    dX = (dZ - (z.dZ) z) / |x|, summed over splits, and over the groups that share a row
 
 Letters: x a row, z the same of length 1; D features, N rows of a source and T of all sources, G groups. Every output
-element has one program that writes it, and sums run in a fixed order: no atomics, the same bits on every run.
+element has one program that writes it, and sums run in a fixed order: no atomics
+but in the table of labels, the same bits on every run.
 """
 
 import triton
@@ -91,6 +93,56 @@ def rank_kernel(
         first = tl.minimum(first, tl.min(here, 1))
         start += BLOCK_M
     tl.store(index_ptr + g * total + i, first, mask=i < total)
+
+
+@triton.jit(do_not_specialize=["total", "slots", "ignore_index"])
+def enter_kernel(
+    table_ptr,  # (G, slots + 1) of `total`: afterwards the first row of each label that a slot belongs to
+    index_ptr,  # (G, T): the slot of each row's label, -1 where a row is not kept
+    labels_ptr,  # (G, T), ignore_index where a row is not kept
+    total,
+    slots,  # a power of 2, at least twice the rows; the one behind them belongs to nobody
+    ignore_index: tl.int64,
+    BLOCK_N: tl.constexpr,
+):
+    """Each label of a block takes the next free slot from where its hash points, or finds it taken by an equal one."""
+    blocks = tl.cdiv(total, BLOCK_N)
+    g = (tl.program_id(0) // blocks).to(tl.int64)
+    labels_ptr += g * total
+    table_ptr += g * (slots + 1)
+    lane = tl.arange(0, BLOCK_N)
+    i = tl.program_id(0) % blocks * BLOCK_N + lane  # [BLOCK_N]
+    label = tl.load(labels_ptr + i, mask=i < total, other=ignore_index)
+    kept = label != ignore_index
+    # The first of equal rows in the block enters for all: few labels would crowd on few slots.
+    leader = tl.min(tl.where(label[:, None] == label[None, :], lane[None, :], BLOCK_N), 1)
+    waiting = kept & (leader == lane)
+    mixed = label * -7046029254386353131  # 2^64 over the golden ratio
+    place = ((mixed >> 32) ^ mixed).to(tl.int32) & (slots - 1)
+    slot = tl.full([BLOCK_N], -1, tl.int32)
+    while tl.max(waiting.to(tl.int32), 0) > 0:
+        at = table_ptr + tl.where(waiting, place, slots)
+        owner = tl.atomic_cas(at, tl.where(waiting, total, -1), i)
+        taken = waiting & (owner != total)
+        same = tl.load(labels_ptr + owner, mask=taken, other=ignore_index) == label
+        found = waiting & ((owner == total) | same)
+        slot = tl.where(found, place, slot)
+        waiting = waiting & (found == 0)
+        place = (place + 1) & (slots - 1)
+    tl.atomic_min(table_ptr + slot, i, mask=slot >= 0)
+    slot = tl.max(tl.where(leader[:, None] == lane[None, :], slot[None, :], -1), 1)
+    tl.store(index_ptr + g * total + i, tl.where(kept, slot, -1), mask=i < total)
+
+
+@triton.jit(do_not_specialize=["total", "slots"])
+def look_up_kernel(index_ptr, table_ptr, total, slots, BLOCK: tl.constexpr):
+    """A slot becomes the first row of its label, as `rank_kernel` says it: the same on every run."""
+    blocks = tl.cdiv(total, BLOCK)
+    g = (tl.program_id(0) // blocks).to(tl.int64)
+    n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    slot = tl.load(index_ptr + g * total + n, mask=n < total, other=-1)
+    first = tl.load(table_ptr + g * (slots + 1) + slot, mask=slot >= 0, other=-1)
+    tl.store(index_ptr + g * total + n, first, mask=n < total)
 
 
 @triton.jit(
