@@ -39,6 +39,8 @@ class Config:
             kNN-LM).
         memory_weight: of their evidence beside the logits.
         memory_temperature: τ of the softmax over similarities; the smaller, the fewer neighbours count.
+        memory_reach: distance in utterances at which the weight of what was found for the speaker's other
+            utterances falls to 1/e; 0: each utterance asks for itself alone.
         epochs: of training.
         batch_dialogues: dialogues per batch.
         learning_rate: of AdamW, reached after the warm-up.
@@ -88,6 +90,7 @@ class Config:
     memory: bool = True
     memory_weight: float = 0.5
     memory_temperature: float = 0.05
+    memory_reach: float = 4.0
     epochs: int = 24
     batch_dialogues: int = 8
     learning_rate: float = 1e-3

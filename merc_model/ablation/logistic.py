@@ -1,4 +1,4 @@
-"""The simplest control: logistic regression on the features of an utterance and of its neighbours."""
+"""The simplest control: logistic regression on the features of an utterance and of what was said around it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from merc_model.config import IGNORE_INDEX
+from merc_model.config import IGNORE_INDEX, TEACHER
+from merc_model.data.batch import batches
 from merc_model.data.corpus import Corpus
-from merc_model.encoders import Standardize
+from merc_model.encoders import Features
 from merc_model.errors import UserError
 
-WINDOWS = (0, 1, 2, 4, 8)  # neighbours on each side
-PENALTIES = (0.0001, 0.001, 0.01)  # scikit-learn's C: the inverse of the penalty
+WINDOWS = (0, 1, 2)  # neighbours on each side
+PENALTIES = (0.0003, 0.001, 0.003, 0.01)  # scikit-learn's C: the inverse of the penalty
+_REACH = 8  # utterances over which the weight in a speaker's mean falls to 1/e
 _FOLDS = 4
+_BATCH_DIALOGUES = 16
 
 
 class LogisticBaseline:
     """Window and penalty are chosen on folds of the training dialogues, by weighted F1; then all of them are fitted.
 
-    Features are standardised with the training rows; what is missing, or beyond the dialogue's ends, is 0.
+    It is given the features that the model's encoders see, standardised with the training rows, of the utterance and of
+    its neighbours; and their weighted means over the other utterances of the same speaker, and over those of the other
+    speakers. What is missing, or beyond the dialogue's ends, is 0.
 
     Args:
         corpus: its ``train`` dialogues are learnt from; the others are not read.
@@ -38,9 +43,9 @@ class LogisticBaseline:
 
     def __init__(self, corpus: Corpus) -> None:
         train = corpus.only(corpus.dialogues("train"))
-        self._standardize = {modality: Standardize(dim) for modality, dim in corpus.dims.items()}
-        for modality, standardize in self._standardize.items():
-            standardize.fit(torch.from_numpy(train.features[modality]))
+        self._features = {modality: Features(dim, modality != TEACHER) for modality, dim in corpus.dims.items()}
+        for modality, features in self._features.items():
+            features.standardize.fit(torch.from_numpy(train.features[modality]))
         self.window, self.penalty = self._choose(train)
         self._model = _fitted(self._inputs(train, self.window), train.labels, self.penalty)
         self.parameters = int(self._model.coef_.size + self._model.intercept_.size)
@@ -58,22 +63,20 @@ class LogisticBaseline:
         folds = train.folds(min(_FOLDS, units))
         known = train.labels != IGNORE_INDEX
         scores = {}
-        for window, penalty in product(WINDOWS, PENALTIES):
-            inputs, predicted = self._inputs(train, window), np.zeros_like(train.labels)
-            for fold in folds:
-                learnt, held = (fold.rows(fold.dialogues(split)) for split in ("train", "valid"))
-                predicted[held] = _fitted(inputs[learnt], train.labels[learnt], penalty).predict(inputs[held])
-            f1 = f1_score(train.labels[known], predicted[known], average="weighted", zero_division=0)
-            scores[window, penalty] = float(f1)
+        for window in WINDOWS:
+            inputs = self._inputs(train, window)
+            for penalty in PENALTIES:
+                predicted = np.zeros_like(train.labels)
+                for fold in folds:
+                    learnt, held = (fold.rows(fold.dialogues(split)) for split in ("train", "valid"))
+                    predicted[held] = _fitted(inputs[learnt], train.labels[learnt], penalty).predict(inputs[held])
+                f1 = f1_score(train.labels[known], predicted[known], average="weighted", zero_division=0)
+                scores[window, penalty] = float(f1)
         return max(scores, key=scores.__getitem__)
 
     def _inputs(self, corpus: Corpus, window: int) -> NDArray[np.float32]:
-        """``(U, (2·window + 1)·D)``, the rows of the neighbours side by side."""
-        standardized = []
-        for modality, standardize in self._standardize.items():
-            values = standardize(torch.from_numpy(corpus.features[modality]))
-            standardized.append(values.masked_fill(values.isnan().any(dim=1, keepdim=True), 0).numpy())
-        rows = np.concatenate(standardized, axis=1)
+        """``(U, (2·window + 3)·D)``: the rows of the neighbours side by side, then both means."""
+        rows = np.concatenate([self._seen(corpus, modality) for modality in self._features], axis=1)
         dialogue = np.repeat(np.arange(len(corpus.dialogue_ids)), np.diff(corpus.offsets))
         own = np.arange(len(rows))
         parts = []
@@ -81,7 +84,27 @@ class LogisticBaseline:
             other = np.clip(own + shift, 0, len(rows) - 1)
             same = (other == own + shift) & (dialogue[other] == dialogue)
             parts.append(np.where(same[:, None], rows[other], 0))
-        return np.concatenate(parts, axis=1)
+        return np.concatenate((*parts, *_means(rows, corpus)), axis=1)
+
+    def _seen(self, corpus: Corpus, modality: str) -> NDArray[np.float32]:
+        seen = []
+        for batch in batches(corpus, np.arange(len(corpus.dialogue_ids)), _BATCH_DIALOGUES, torch.device("cpu")):
+            values = self._features[modality](batch.features[modality], batch.present[modality], batch.speakers)
+            seen.append(values[batch.utterance_mask].numpy())
+        return np.concatenate(seen)
+
+
+def _means(rows: NDArray[np.float32], corpus: Corpus) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weighted means of the other rows of a dialogue: of the same speaker's, and of the other speakers'."""
+    own, others = np.zeros_like(rows), np.zeros_like(rows)
+    for start, end in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True):
+        step = np.arange(end - start)
+        distance = np.abs(step[:, None] - step[None])
+        same = corpus.speakers[start:end, None] == corpus.speakers[None, start:end]
+        for means, counted in ((own, same & (distance > 0)), (others, ~same)):
+            weights = (np.exp(-distance / _REACH) * counted).astype(np.float32)
+            means[start:end] = weights @ rows[start:end] / np.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
+    return own, others
 
 
 def _fitted(inputs: NDArray[np.float32], labels: NDArray[np.int64], penalty: float) -> LogisticRegression:
@@ -89,5 +112,5 @@ def _fitted(inputs: NDArray[np.float32], labels: NDArray[np.int64], penalty: flo
     if len(np.unique(labels[known])) < 2:
         raise UserError("logistic regression: the dialogues to train on have utterances of one class only")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # as close as 300 steps come
-        return LogisticRegression(C=penalty, max_iter=300).fit(inputs[known], labels[known])
+        warnings.simplefilter("ignore", ConvergenceWarning)  # as close as 100 steps come
+        return LogisticRegression(C=penalty, max_iter=100).fit(inputs[known], labels[known])

@@ -41,7 +41,7 @@ _SWFC = {**_STUDENTS, "fcl": True, "fcl_focal": "probability"}
 _FCL = {**_STUDENTS, "fcl": True, "fcl_focal": "similarity"}
 
 ROWS = (
-    Row(LOGISTIC, "logistic regression, neighbours", None),
+    Row(LOGISTIC, "logistic regression, with what is said around", None),
     Row(EARLY, "early concatenation, cross entropy", LOGISTIC, {**_CE, "fusion": "early"}),
     Row(CROSS_ENTROPY, "ours, cross entropy alone", EARLY, _CE),
     Row("kd", "+ response KD", CROSS_ENTROPY, _RESPONSES),

@@ -236,7 +236,7 @@ def test_logistic_regression_looks_as_far_as_it_pays() -> None:
     corpus = echoing()
     baseline = LogisticBaseline(corpus)
     assert baseline.window >= 1
-    assert baseline.parameters == 3 * ((2 * baseline.window + 1) * 3 + 1)
+    assert baseline.parameters == 3 * ((2 * baseline.window + 3) * 3 + 1)
     test = corpus.dialogues("test")
     inner = np.ones((8, 12), dtype=bool)
     inner[:, 0] = False  # nobody can know the first
@@ -247,14 +247,27 @@ def test_logistic_regression_looks_as_far_as_it_pays() -> None:
 def test_neighbours_end_with_the_dialogue_and_missing_rows_are_the_mean() -> None:
     corpus = small_corpus(lengths=(2, 3, *[4] * 13))
     baseline = LogisticBaseline(corpus)
-    inputs = baseline._inputs(corpus, 1).reshape(-1, 3, sum(DIMS.values()))
+    width = DIMS["text"] + 2 * (DIMS["audio"] + DIMS["visual"])
+    inputs = baseline._inputs(corpus, 1).reshape(-1, 5, width)
     np.testing.assert_array_equal(inputs[1, 2], 0)
     np.testing.assert_array_equal(inputs[2, 0], 0)
     np.testing.assert_array_equal(inputs[3, 0], inputs[2, 1])
     np.testing.assert_array_equal(inputs[3, 2], inputs[4, 1])
     missing = np.isnan(corpus.features["audio"]).any(axis=1)
     assert missing.any()
-    np.testing.assert_array_equal(inputs[missing, 1, 8:13], 0)
+    audio = slice(DIMS["text"], DIMS["text"] + 2 * DIMS["audio"])
+    np.testing.assert_array_equal(inputs[missing, 1, audio], 0)
+
+
+def test_logistic_regression_is_given_the_means_of_the_speaker_and_of_the_others() -> None:
+    corpus = replace(small_corpus(lengths=(4, *[4] * 14)), speakers=np.tile([0, 1, 0, 0], 15))
+    baseline = LogisticBaseline(corpus)
+    width = DIMS["text"] + 2 * (DIMS["audio"] + DIMS["visual"])
+    own, mean, others = baseline._inputs(corpus, 0).reshape(-1, 3, width)[:4].transpose(1, 0, 2)
+    near, far = np.exp(-2 / 8), np.exp(-3 / 8)
+    np.testing.assert_allclose(mean[0], (near * own[2] + far * own[3]) / (near + far), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mean[1], 0)
+    np.testing.assert_allclose(others[[0, 2, 3]], own[[1, 1, 1]], rtol=1e-5, atol=1e-6)
 
 
 def test_one_class_is_too_few_for_logistic_regression() -> None:
