@@ -16,10 +16,10 @@ from merc_model.data.batch import batches
 from merc_model.data.corpus import Corpus
 from merc_model.encoders import Features
 from merc_model.errors import UserError
+from merc_model.linear import around
 
 WINDOWS = (0, 1, 2)  # neighbours on each side
 PENALTIES = (0.0003, 0.001, 0.003, 0.01)  # scikit-learn's C: the inverse of the penalty
-_REACH = 8  # utterances over which the weight in a speaker's mean falls to 1/e
 _FOLDS = 4
 _BATCH_DIALOGUES = 16
 
@@ -74,36 +74,27 @@ class LogisticBaseline:
         return max(scores, key=scores.__getitem__)
 
     def _inputs(self, corpus: Corpus, window: int) -> NDArray[np.float32]:
-        """``(U, (2·window + 3)·D)``: the rows of the neighbours side by side, then both means."""
-        rows = np.concatenate([self._seen(corpus, modality) for modality in self._features], axis=1)
+        """``(U, (2·window + 3)·D)``: an utterance's own row and both means, then the neighbours' rows."""
+        own = self._around(corpus)
         dialogue = np.repeat(np.arange(len(corpus.dialogue_ids)), np.diff(corpus.offsets))
-        own = np.arange(len(rows))
-        parts = []
-        for shift in range(-window, window + 1):
-            other = np.clip(own + shift, 0, len(rows) - 1)
-            same = (other == own + shift) & (dialogue[other] == dialogue)
+        rows, position = own[:, : own.shape[1] // 3], np.arange(len(own))
+        parts = [own]
+        for shift in (shift for shift in range(-window, window + 1) if shift):
+            other = np.clip(position + shift, 0, len(rows) - 1)
+            same = (other == position + shift) & (dialogue[other] == dialogue)
             parts.append(np.where(same[:, None], rows[other], 0))
-        return np.concatenate((*parts, *_means(rows, corpus)), axis=1)
+        return np.concatenate(parts, axis=1)
 
-    def _seen(self, corpus: Corpus, modality: str) -> NDArray[np.float32]:
-        seen = []
+    @torch.no_grad()
+    def _around(self, corpus: Corpus) -> NDArray[np.float32]:
+        parts = [np.empty((0, 3 * sum(features.dim for features in self._features.values())), np.float32)]
         for batch in batches(corpus, np.arange(len(corpus.dialogue_ids)), _BATCH_DIALOGUES, torch.device("cpu")):
-            values = self._features[modality](batch.features[modality], batch.present[modality], batch.speakers)
-            seen.append(values[batch.utterance_mask].numpy())
-        return np.concatenate(seen)
-
-
-def _means(rows: NDArray[np.float32], corpus: Corpus) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weighted means of the other rows of a dialogue: of the same speaker's, and of the other speakers'."""
-    own, others = np.zeros_like(rows), np.zeros_like(rows)
-    for start, end in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True):
-        step = np.arange(end - start)
-        distance = np.abs(step[:, None] - step[None])
-        same = corpus.speakers[start:end, None] == corpus.speakers[None, start:end]
-        for means, counted in ((own, same & (distance > 0)), (others, ~same)):
-            weights = (np.exp(-distance / _REACH) * counted).astype(np.float32)
-            means[start:end] = weights @ rows[start:end] / np.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
-    return own, others
+            seen = {
+                modality: features(batch.features[modality], batch.present[modality], batch.speakers)
+                for modality, features in self._features.items()
+            }
+            parts.append(around(seen, batch)[batch.utterance_mask].numpy())
+        return np.concatenate(parts)
 
 
 def _fitted(inputs: NDArray[np.float32], labels: NDArray[np.int64], penalty: float) -> LogisticRegression:

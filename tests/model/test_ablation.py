@@ -249,14 +249,15 @@ def test_neighbours_end_with_the_dialogue_and_missing_rows_are_the_mean() -> Non
     baseline = LogisticBaseline(corpus)
     width = DIMS["text"] + 2 * (DIMS["audio"] + DIMS["visual"])
     inputs = baseline._inputs(corpus, 1).reshape(-1, 5, width)
-    np.testing.assert_array_equal(inputs[1, 2], 0)
-    np.testing.assert_array_equal(inputs[2, 0], 0)
-    np.testing.assert_array_equal(inputs[3, 0], inputs[2, 1])
-    np.testing.assert_array_equal(inputs[3, 2], inputs[4, 1])
+    before, own, after = inputs[:, 3], inputs[:, 0], inputs[:, 4]
+    np.testing.assert_array_equal(after[1], 0)
+    np.testing.assert_array_equal(before[2], 0)
+    np.testing.assert_array_equal(before[3], own[2])
+    np.testing.assert_array_equal(after[3], own[4])
     missing = np.isnan(corpus.features["audio"]).any(axis=1)
     assert missing.any()
     audio = slice(DIMS["text"], DIMS["text"] + 2 * DIMS["audio"])
-    np.testing.assert_array_equal(inputs[missing, 1, audio], 0)
+    np.testing.assert_array_equal(own[missing, audio], 0)
 
 
 def test_logistic_regression_is_given_the_means_of_the_speaker_and_of_the_others() -> None:
