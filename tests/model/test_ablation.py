@@ -29,6 +29,7 @@ SMALL = [
     "epochs=2",
     "batch_dialogues=4",
     "memory=false",
+    "linear=false",
 ]
 FEW = ["--rows", "logistic,early,ce,elcl,full"]
 
@@ -96,7 +97,9 @@ def test_the_table(done: Path, corpus_path: Path) -> None:
     corpus = Corpus.load(corpus_path)
     assert results["utterances"] == corpus.class_counts(corpus.dialogues("test")).sum()
     rows = {row["name"]: row for row in results["rows"]}
-    assert rows["full"]["same_as"] == "elcl", "without the memory, full has prototypes as candidates: trained once"
+    assert rows["full"]["same_as"] == "elcl", (
+        "without memory and linear model, full has prototypes as candidates: trained once"
+    )
     assert len(list((done / "cells").rglob("*.json"))) == 1 + 2 * 3
     for row in results["rows"]:
         for average in ("weighted_f1", "macro_f1", "accuracy", "uar"):
