@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -43,7 +44,7 @@ class LinearEvidence(nn.Module):
     def fit(self, inputs: Tensor, labels: Tensor) -> None:
         """Learn from ``inputs`` (U, 3·D), the `around` of some batches, and ``labels`` (U,); one class is too few."""
         known = labels != IGNORE_INDEX
-        if len(labels[known].unique()) < 2:
+        if len(np.unique(labels[known].numpy())) < 2:
             return
         with warnings.catch_warnings(), threadpool_limits(1):  # the same bits on any number of cores
             warnings.simplefilter("ignore", ConvergenceWarning)
