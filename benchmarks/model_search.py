@@ -19,7 +19,14 @@ from merc_model.ablation.rows import Row
 from merc_model.config import load_preset
 from merc_model.data.corpus import Corpus
 
-_BARE: Mapping[str, Any] = {"kd": False, "feature_kd": False, "fcl": False, "elcl": False, "memory": False}
+_BARE: Mapping[str, Any] = {
+    "kd": False,
+    "feature_kd": False,
+    "fcl": False,
+    "elcl": False,
+    "memory": False,
+    "linear": False,
+}
 _EARLY: Mapping[str, Any] = {**_BARE, "fusion": "early"}
 
 
