@@ -46,9 +46,9 @@ class LinearEvidence(nn.Module):
     def fit(self, inputs: Tensor, labels: Tensor) -> None:
         """Learn from ``inputs`` (U, 3·D), the `around` of some batches, and ``labels`` (U,); one class is too few."""
         known = labels != IGNORE_INDEX
-        if len(np.unique(labels[known].numpy())) < 2:
+        if len(np.unique(labels[known].cpu().numpy())) < 2:
             return
-        model = fitted(inputs[known].numpy(), labels[known].numpy(), self.penalty)
+        model = fitted(inputs[known].cpu().numpy(), labels[known].cpu().numpy(), self.penalty)
         weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
         if len(weight) == 1:  # of two classes scikit-learn keeps the odds of the second
             weight, bias = torch.cat((-weight, weight)) / 2, torch.cat((-bias, bias)) / 2
