@@ -98,15 +98,16 @@ def candidates(tile: Any, kernel: str) -> list[Any]:
 @contextmanager
 def given(kernel: str, tile: Any) -> Iterator[None]:
     """Launches take that tile."""
-    from merc_kernels.focal_contrastive.triton import launch
+    from merc_kernels.focal_contrastive.triton import launch, source_gradient
 
+    room = launch if kernel == "sums" else source_gradient
     name = f"{kernel}_tile"
-    before = getattr(launch, name)
-    setattr(launch, name, lambda *question: tile)
+    before = getattr(room, name)
+    setattr(room, name, lambda *question: tile)
     try:
         yield
     finally:
-        setattr(launch, name, before)
+        setattr(room, name, before)
 
 
 def problem(question: Question, rows: int, device: str = "cuda") -> tuple[Callable[[], Tensor], Tensor]:

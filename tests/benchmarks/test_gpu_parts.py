@@ -115,13 +115,13 @@ class TestTiles:
             assert len(set(tiles)) == len(tiles) > 20
 
     def test_launches_take_a_given_tile(self, sweep):
-        from merc_kernels.focal_contrastive.triton import launch
+        from merc_kernels.focal_contrastive.triton import launch, source_gradient
 
-        for kernel in ("sums", "held", "matrix"):
-            before = getattr(launch, f"{kernel}_tile")
+        for kernel, room in (("sums", launch), ("held", source_gradient), ("matrix", source_gradient)):
+            before = getattr(room, f"{kernel}_tile")
             with sweep.given(kernel, "that"):
-                assert getattr(launch, f"{kernel}_tile")(torch.float32, 3) == "that"
-            assert getattr(launch, f"{kernel}_tile") is before
+                assert getattr(room, f"{kernel}_tile")(torch.float32, 3) == "that"
+            assert getattr(room, f"{kernel}_tile") is before
 
     def test_the_table_is_one_that_the_configuration_can_take(self, sweep):
         from merc_kernels.focal_contrastive.triton.configuration import Tile
