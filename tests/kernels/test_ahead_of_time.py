@@ -24,7 +24,7 @@ from tests import cores
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a program may have
-EVERY_TYPE = (86, 90)
+EVERY_TYPE = (90,)
 OPERATORS = ("focal_contrastive", "kd_divergence")
 
 

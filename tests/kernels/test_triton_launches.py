@@ -142,7 +142,7 @@ def test_another_value_of_a_float_option_compiles_nothing(driver, loss, name, va
     call = functools.partial(request.getfixturevalue(loss), ROWS, 7, torch.float32)
     call(**{name: 0.7})
     _, before = driver()
-    for temperature, value in itertools.product((0.5, 0.07, 1.0, 1 / 3, 2.0**40), values):
+    for temperature, value in itertools.product((0.5, 0.07, 1.0, 1 / 3, 2.0**29), values):
         call(temperature=temperature, **{name: value})
     assert driver()[1] == before
 
