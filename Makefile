@@ -4,8 +4,9 @@
 # make check       ruff, clang-format, mypy, import-linter
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
-# make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, GPU tests, compute-sanitizer,
-#                  benchmarks; nine minutes; results go to RESULTS (benchmarks/results); PART=1 tests, PART=2 measures
+# make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, ceilings, twelve cases, goal
+#                  cells, tiles, profile, compute-sanitizer; PART=2: all GPU tests, benchmarks; nine minutes each;
+#                  results go to RESULTS (benchmarks/results)
 # make docs        the figure and the tables of README and docs, from benchmarks/results
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #

@@ -8,8 +8,6 @@ failed or was wrong; after ``--quick`` also where a peer did, or where something
 committed result of such a run.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os
@@ -21,10 +19,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import regression
-from benchmarks.environment import RESULTS
 from benchmarks.harness import Budget, Harness
 from benchmarks.memory import available
-from benchmarks.results_file import load, prepare, store
+from benchmarks.results_file import RESULTS, load, prepare, store
 
 SUBJECTS = {"kd_divergence": 0.25, "focal_contrastive": 0.8, "training_step": 0.9, "epoch": 1.0}  # share of the time
 SECONDS = {"cpu": 45.0, "cuda": 12.0}  # of one provider in one cell

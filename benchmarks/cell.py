@@ -1,7 +1,5 @@
 """What is measured: cells, the providers that are measured side by side in each, and one provider's calls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,23 +13,15 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One size of one subject.
-
-    Attributes:
-        sizes: ``rows`` with ``width`` or ``classes``.
-        formula: which loss, where a subject has several.
-        passes: of ``forward``, ``backward``, ``both``, and ``graph``: both, replayed as a CUDA graph.
-        providers: names of those that are measured here, ``fused`` for all that are; None: all that know the formula.
-        seconds: what timing one provider's pass may take.
-    """
+    """One size of one subject."""
 
     subject: str
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int]  # "rows" with "width" or "classes"
     dtype: str = "float32"
-    formula: str = ""
-    passes: tuple[str, ...] = ("both",)
-    providers: tuple[str, ...] | None = None
-    seconds: float = 1.0
+    formula: str = ""  # which loss, where a subject has several
+    passes: tuple[str, ...] = ("both",)  # of forward, backward, both, and graph: both, replayed as a CUDA graph
+    providers: tuple[str, ...] | None = None  # names, "fused" for all that are; None: all that know the formula
+    seconds: float = 1.0  # that timing one provider's pass may take
 
     @property
     def title(self) -> str:
@@ -48,24 +38,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute a loss.
-
-    Attributes:
-        loss: the subject's inputs and the formula → scalar; None where it is absent.
-        absent: why.
-        formulas: those that it computes.
-        fused: whether it is a backend of ours other than the reference.
-        square: whether its memory grows with N², rather than with the size of the inputs.
-        precision: of float32 matrix products while it runs (`torch.set_float32_matmul_precision`).
-    """
+    """One way to compute a loss."""
 
     name: str
-    loss: Callable[..., Any] | None = None
-    absent: str = ""
-    formulas: tuple[str, ...] = ("",)
-    fused: bool = False
-    square: bool = False
-    precision: str = "highest"
+    loss: Callable[..., Any] | None = None  # the subject's inputs and the formula → scalar; None where it is absent
+    absent: str = ""  # why
+    formulas: tuple[str, ...] = ("",)  # that it computes
+    fused: bool = False  # a backend of ours other than the reference
+    square: bool = False  # its memory grows with N², rather than with the size of the inputs
+    precision: str = "highest"  # of float32 matrix products (`torch.set_float32_matmul_precision`)
 
     def takes(self, cell: Cell) -> bool:
         """Whether it is measured in this cell."""

@@ -5,8 +5,6 @@ detached; ``supcon``, gamma 0; ``swfc``, MultiEMO's, with gamma 2 and the probab
 divided by the rows; ``pairs``, gamma 0 where rows 2 k and 2 k + 1 are the two views of one thing (SimCLR).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -20,18 +18,11 @@ from benchmarks.providers import Loss, compiled, optional, ours
 from merc_kernels import focal_contrastive_loss
 
 TEMPERATURE, GAMMA = 0.1, 2.0
-FORMULAS = ("focal", "supcon", "swfc", "pairs")
+_SWFC = {"focal": "probability", "detach_focal": False, "reduction": "batchmean"}
+_CHANGES: dict[str, dict[str, Any]] = {"focal": {}, "supcon": {"gamma": 0.0}, "swfc": _SWFC, "pairs": {"gamma": 0.0}}
+FORMULAS = tuple(_CHANGES)
 OPTIONS: dict[str, dict[str, Any]] = {
-    "focal": {"temperature": TEMPERATURE, "gamma": GAMMA},
-    "supcon": {"temperature": TEMPERATURE, "gamma": 0.0},
-    "swfc": {
-        "temperature": TEMPERATURE,
-        "gamma": GAMMA,
-        "focal": "probability",
-        "detach_focal": False,
-        "reduction": "batchmean",
-    },
-    "pairs": {"temperature": TEMPERATURE, "gamma": 0.0},
+    name: {"temperature": TEMPERATURE, "gamma": GAMMA, **changes} for name, changes in _CHANGES.items()
 }
 CHUNK = 1 << 22  # elements of the matrix that the chunked form holds at a time
 SELF = -1e4  # the exponential of what is excluded: 0
@@ -62,9 +53,7 @@ def chunked(embeddings: Tensor, labels: Tensor, formula: str) -> Tensor:
     return total / (len(z) if formula == "swfc" else anchors)
 
 
-def lean_rows(
-    rows: Tensor, z: Tensor, names: Tensor, labels: Tensor, begin: int, formula: str
-) -> tuple[Tensor, Tensor]:
+def lean_rows(rows: Tensor, z: Tensor, names: Tensor, labels: Tensor, begin: int, formula: str) -> list[Tensor]:
     """Sum of the losses of the anchors ``rows``, which stand in ``z`` from ``begin`` on; how many have a positive."""
     s = (rows / TEMPERATURE) @ z.T  # [R, N]
     s.diagonal(begin).fill_(SELF)
@@ -78,7 +67,7 @@ def lean_rows(
             weight *= (s * (-TEMPERATURE / 2) + 0.5).square_()
     if formula == "swfc":
         log_p = (1 - log_p.exp()).square() * log_p
-    return -_dot(weight, log_p), (count > 0).sum()
+    return [-_dot(weight, log_p), (count > 0).sum()]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -110,18 +99,13 @@ def peers(device: str) -> list[Provider]:
     if device == "cuda":  # those whose float32 products are what torch allows
         plain = [p for p in providers if p.name in ("merc:triton", "merc:torch", "eager") and p.loss]
         providers += [replace(p, name=f"{p.name}, tf32", precision="high") for p in plain]
+    metric_learning = ("pytorch-metric-learning", "pytorch_metric_learning.losses", _metric_learning)
     return [
         *providers,
         Provider("torch.compile", compiled(eager), formulas=FORMULAS, square=True),
         Provider("chunked", chunked, formulas=FORMULAS),
         Provider("loop over anchors", loop_over_anchors, formulas=("focal", "swfc"), square=True),
-        optional(
-            "pytorch-metric-learning",
-            "pytorch_metric_learning.losses",
-            _metric_learning,
-            formulas=("supcon", "pairs"),
-            square=True,
-        ),
+        optional(*metric_learning, formulas=("supcon", "pairs"), square=True),
         optional("lightly", "lightly.loss", _lightly, formulas=("pairs",), square=True),
     ]
 

@@ -5,8 +5,6 @@ checked is the loss of the epoch, against the same training on the reference bac
 neither distillation nor contrastive loss.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io
@@ -25,8 +23,6 @@ from merc_model.data.corpus import Corpus
 from merc_model.data.synthetic import synthetic
 from merc_model.training import Training
 
-SETTINGS: dict[str, Any] = {"epochs": 1}
-
 
 class Epoch(Problem):
     """The whole training; its value is the loss."""
@@ -38,7 +34,7 @@ class Epoch(Problem):
     def both(self) -> Tensor:
         """The loss at the end."""
         assert self.provider.loss is not None
-        config = load_preset("synthetic").changed(SETTINGS | dict(self._settings))
+        config = load_preset("synthetic").changed({"epochs": 1, **self._settings})
         with self.provider.loss(), contextlib.redirect_stderr(io.StringIO()):
             training = Training(_corpus(self._dialogues), config, 0, torch.device(self._device))
             for _ in training.epochs():
@@ -65,11 +61,8 @@ class EpochSubject:
         return [Cell(self.name, {"rows": dialogues}, providers=some, seconds=0.1 if scale == "quick" else 4.0)]
 
     def providers(self, device: str) -> list[Provider]:
-        return [
-            p if p.absent else replace(p, loss=_use(p.name))
-            for p in STEP.providers(device)
-            if p.name.startswith("merc")
-        ]
+        ours = [provider for provider in STEP.providers(device) if provider.name.startswith("merc")]
+        return [p if p.absent else replace(p, loss=_use(p.name)) for p in ours]
 
     def work(self, cell: Cell) -> float:
         return float(cell.sizes["rows"])

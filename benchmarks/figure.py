@@ -1,7 +1,5 @@
 """The figure of README and docs: time and memory of focal_contrastive over the number of rows."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -59,11 +57,10 @@ def draw(shown: Data, path: Path) -> None:
     figure, (time, memory) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     for name, points in sorted(shown["lines"].items(), key=lambda item: SHOWN.index(item[0])):
         label, width = ("ours", 2.6) if name == "merc" else (name, 1.4)
-        time.plot(
-            [n for n, *_ in points], [ms for _, ms, _ in points], "o-", label=label, linewidth=width, markersize=4
-        )
-        kept = [(n, mib) for n, _, mib in points if mib]
-        memory.plot(*zip(*kept, strict=True) if kept else ([], []), "o-", label=label, linewidth=width, markersize=4)
+        style: Data = {"label": label, "linewidth": width, "markersize": 4}
+        n, ms, mib = zip(*points, strict=True)
+        time.plot(n, ms, "o-", **style)
+        memory.plot(n, mib, "o-", **style)  # nothing where it is None
     floor = shown["floor"]
     time.plot([n for n, _ in floor], [ms for _, ms in floor], "k--", linewidth=1, label="floor")
     time.set_ylabel("forward and backward, ms")

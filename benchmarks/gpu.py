@@ -2,10 +2,13 @@
 
     python3 -m benchmarks.gpu [--part 1|2] [--results FOLDER] [--minutes 8.6]
 
-Part 1 builds the kernels in place against the torch of this Python (TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured)
-and runs the GPU tests beside compute-sanitizer's memcheck and racecheck; part 2 builds what is not built, and measures.
-Both where none is named. A step that fails or runs out of its time does not stop the next one. FOLDER gets the device's
-result file, gpu-run.json (what came of each step, written after each stage) and gpu-run.log (all output).
+Part 1 (the default) goes in the order in which most is learned, so that a run cut off anywhere has told the most. It
+builds the kernels in place against the torch of this Python, for this GPU alone (TORCH_CUDA_ARCH_LIST and MAX_JOBS are
+honoured), and beside it measures the ceilings; then twelve cases say whether the kernels are right; the goal cells get
+a time for each kernel; tiles are swept; ncu looks at four kernels, and compute-sanitizer at a small case. Part 2 builds
+what is not built, runs all GPU tests, and then the benchmarks. A step that fails or runs out of its time does not stop
+the next one. FOLDER gets ceilings.json, correctness.json, goals.json, tiles.json and ncu.csv, in part 2 the device's
+result file, and of either gpu-run.json (what came of each step) and gpu-run.log (all output).
 """
 
 from __future__ import annotations
@@ -35,13 +38,16 @@ SANITIZERS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
 SANITIZER = ["--error-exitcode", "9", "--print-limit", "20", "--target-processes", "application-only"]
 SANITIZER += ["--destroy-on-device-error", "kernel", "--tool"]  # so that the next kernel is checked too
 
+GOALS = {"cuda": 55, "triton": 85, "merc": 40, "eager": 40}  # seconds of the goal cells
+PROFILED = ("pack_kernel", "pair_sums_kernel", "pair_gradient_kernel", "unpack_kernel")
+SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis", "Occupancy")
+
 
 @dataclass(frozen=True)
 class Step:
     """One command of the run; ``{minutes}`` in it becomes what it may take, less what it needs to end.
 
     Attributes:
-        parts: in which it runs.
         seconds: after which it is ended.
         reserve: seconds of the whole run that are kept for the steps behind it.
         least: seconds without which it is not begun.
@@ -49,36 +55,68 @@ class Step:
 
     name: str
     command: list[str]
-    parts: tuple[int, ...]
     seconds: float
     reserve: float = 0.0
     least: float = 0.0
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def stages(folder: Path, part: int | None = None) -> list[list[Step]]:
+def stages(folder: Path, part: int = 1) -> list[list[Step]]:
     """In their order; the steps of a stage run side by side."""
     build = [PYTHON, "setup.py", "build_ext", "--inplace"]
+    results = ["--results", str(folder)]
+    timed = [*results, "--minutes", "{minutes}"]
     backends = [PYTHON, "-c", "import merc_kernels as m; print(m.backends())"]
-    benchmarks = [PYTHON, "-m", "benchmarks", "--device", "cuda", "--results", str(folder), "--minutes", "{minutes}"]
-    every = [
-        [Step("build", build, (1, 2), 200, 240, environment={"MERC_FORCE_CUDA": "1"})],
-        [Step("backends", backends, (1, 2), 60, 210)],
-        [Step("tests", [PYTHON, "-m", "tests.gpu"], (1,), 120, 150), *sanitized()],
-        [Step("benchmarks", benchmarks, (2,), 400, 5, least=30)],
+    environment = {"MERC_FORCE_CUDA": "1"} | this_architecture()
+    built = Step("build", build, 150, 60, environment=environment)
+    if part == 2:
+        benchmarks = [PYTHON, "-m", "benchmarks", "--device", "cuda", *timed]
+        return [
+            [built],
+            [Step("backends", backends, 30, 55)],
+            [Step("tests", [PYTHON, "-m", "tests.gpu"], 150, 50)],
+            [Step("benchmarks", benchmarks, 480, 5, least=30)],
+        ]
+    return [
+        [built, Step("ceilings", [PYTHON, "-m", "benchmarks.ceilings", *results], 50, 60)],
+        [Step("backends", backends, 30, 55)],
+        [Step("correctness", [PYTHON, "-m", "tests.gpu.cases", *results], 60, 50)],
+        *([Step(f"goals {name}", [PYTHON, "-m", "benchmarks.goals", name, *timed], GOALS[name], 45)] for name in GOALS),
+        [Step("tiles", [PYTHON, "-m", "benchmarks.tile_sweep", *timed], 120, 40)],
+        [Step("ncu", ncu(folder), 40, 25)],
+        list(sanitized()),
     ]
-    wanted = [[step for step in stage if part is None or part in step.parts] for stage in every]
-    return [stage for stage in wanted if stage]
+
+
+def this_architecture() -> dict[str, str]:
+    """The setting that compiles for this GPU alone; what the user has set stays."""
+    import torch
+
+    if "TORCH_CUDA_ARCH_LIST" in os.environ or not torch.cuda.is_available():
+        return {}
+    return {"TORCH_CUDA_ARCH_LIST": "{}.{}".format(*torch.cuda.get_device_capability())}
+
+
+def tool(name: str) -> str:
+    """Where a program of the CUDA toolkit is."""
+    return shutil.which(name) or f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/{name}"
+
+
+def ncu(folder: Path) -> list[str]:
+    """A command that profiles each of four kernels once."""
+    sections = itertools.chain.from_iterable(("--section", name) for name in SECTIONS)
+    command = [tool("ncu"), *sections, "--csv", "--log-file", str(folder / "ncu.csv"), "--kernel-name"]
+    command += [f"regex:{'|'.join(PROFILED)}", "--launch-skip", "0", "--launch-count", str(len(PROFILED))]
+    return [*command, PYTHON, "-m", "benchmarks.goals", "triton", "--once", "focal_contrastive"]
 
 
 def sanitized() -> Iterator[Step]:
     """Each tool over the kernels of each operator."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    sanitizer = shutil.which("compute-sanitizer") or f"{home}/bin/compute-sanitizer"
+    sanitizer = tool("compute-sanitizer")
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor has bounds of its own
-    for (tool, options), operator in itertools.product(SANITIZERS.items(), OPERATORS):
-        command = [sanitizer, *SANITIZER, tool, *options, PYTHON, "-m", "tests.gpu.small_case", operator]
-        yield Step(f"{tool} {operator}", command, (1,), 120, 150, environment=alone if tool == "memcheck" else {})
+    for (name, options), operator in itertools.product(SANITIZERS.items(), OPERATORS):
+        command = [sanitizer, *SANITIZER, name, *options, PYTHON, "-m", "tests.gpu.small_case", operator]
+        yield Step(f"{name} {operator}", command, 120, 5, environment=alone if name == "memcheck" else {})
 
 
 def lacking() -> str | None:
@@ -111,16 +149,31 @@ def summary(outcomes: list[Outcome]) -> str:
     return "\n".join(f"{o.status:12} {o.name:27} {o.seconds:6.1f} s  {o.last_line[:120]}" for o in outcomes)
 
 
+def told(folder: Path, part: int) -> list[str]:
+    """What the files say, in short."""
+    if part == 2:
+        report = [PYTHON, "-m", "benchmarks.report", "--results", str(folder)]
+        shown = subprocess.run(report, cwd=ROOT, capture_output=True, text=True, check=False)
+        return [shown.stdout + shown.stderr]
+    from benchmarks.goals import table
+
+    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    rates = found.get("ceilings", {}).get("ceilings", {})
+    lines = [f"{name} {rate:.3g}" for name, rate in rates.items()]
+    lines += [table(found["goals"])] if "goals" in found else []
+    return [*lines, *found.get("tiles", {}).get("best", [])]
+
+
 def main() -> int:
     """Run every step; 0 where all passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", type=int, choices=(1, 2))
+    parser.add_argument("--part", type=int, choices=(1, 2), default=1)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--minutes", type=float, default=8.6)
     options = parser.parse_args()
     if problem := lacking():
         parser.exit(2, f"make gpu: {problem}\n")
-    from benchmarks.results_file import prepare  # needs torch
+    from benchmarks.results_file import prepare, write  # needs torch
 
     folder = options.results.resolve()
     prepare(folder)
@@ -136,12 +189,11 @@ def main() -> int:
                     for each in list(process.running):
                         process.end(each)
                     parser.exit(130, "make gpu: interrupted\n")
-            (folder / "gpu-run.json").write_text(json.dumps({"parts": [asdict(o) for o in outcomes]}, indent=1) + "\n")
-    report = [PYTHON, "-m", "benchmarks.report", "--results", str(folder)]
-    shown = subprocess.run(report, cwd=ROOT, capture_output=True, text=True, check=False)
+            write(folder / "gpu-run.json", {"steps": [asdict(outcome) for outcome in outcomes]})
     unfinished = [f"not finished, but measured: {path}" for path in folder.glob("*.partial")]
-    tail = [shown.stdout + shown.stderr, summary(outcomes), *unfinished, f"results: {folder}"]
-    print("\n".join(["", *tail]), flush=True)
+    print(
+        "\n".join(["", *told(folder, options.part), summary(outcomes), *unfinished, f"results: {folder}"]), flush=True
+    )
     return int(any(outcome.status != "passed" for outcome in outcomes))
 
 

@@ -1,7 +1,5 @@
 """How cost grows: the prediction that keeps a cell within its budget, and the exponents that are reported."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

@@ -9,8 +9,7 @@ What comes out is a list of rows, one for each cell, provider and pass. The ``st
     failed          it raised; ``reason`` says what
 """
 
-from __future__ import annotations
-
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cell import Cell, Floor, Problem, Provider, Subject
+from benchmarks.cell import Call, Cell, Floor, Problem, Provider, Subject
 from benchmarks.growth import Prediction, Predictor, exponents
 from benchmarks.memory import ProcessLostError, Worker, is_out_of_memory
 from benchmarks.timing import interleaved, quantiles
@@ -43,17 +42,11 @@ class _Checked:
 
 @dataclass
 class Budget:
-    """What a run may take.
+    """What a run may take."""
 
-    Attributes:
-        deadline: on `time.monotonic`'s clock; None: no end.
-        seconds: of one provider in one cell, all its calls together.
-        extra_bytes: of one call.
-    """
-
-    seconds: float
-    extra_bytes: int
-    deadline: float | None = None
+    seconds: float  # of one provider in one cell, all its calls together
+    extra_bytes: int  # of one call
+    deadline: float | None = None  # on `time.monotonic`'s clock; None: no end
 
     @property
     def left(self) -> float:
@@ -91,7 +84,6 @@ class Harness:
         keep: Callable[[Run], object] = lambda run: None,
     ) -> None:
         self._device, self._budget, self._say, self._keep = device, budget, say, keep
-        self._last: tuple[Cell, Truth] | None = None
         limit = budget.extra_bytes + (2 << 30)  # beside torch itself and the inputs
         self._worker = Worker(device, limit, SILENCE[device])
         self._lost: dict[tuple[str, str], str] = {}  # subject, kernels → where, and why
@@ -123,6 +115,7 @@ class Harness:
             head |= {"device": self._device, "dtype": cell.dtype, "sizes": dict(cell.sizes), "pass": name}
             rows.append(head | values)
 
+        truth = functools.cache(lambda: subject.truth(cell, self._device))
         right: dict[str, _Checked] = {}
         for provider in providers:
             prediction = predictor.predict(provider, cell, subject.work(cell))
@@ -130,7 +123,7 @@ class Harness:
                 expected = None if prediction is None else asdict(prediction)
                 verdict: Row | _Checked = {"status": "skipped", "reason": reason, "prediction": expected}
             else:
-                verdict = self._checked(subject, cell, provider)
+                verdict = self._checked(subject, cell, provider, truth)
             if isinstance(verdict, _Checked):
                 right[provider.name] = verdict
             else:
@@ -147,7 +140,9 @@ class Harness:
                     predictor.learn(provider, cell, subject.work(cell), measured)
         return rows
 
-    def _checked(self, subject: Subject, cell: Cell, provider: Provider) -> Row | _Checked:
+    def _checked(
+        self, subject: Subject, cell: Cell, provider: Provider, truth_of_cell: Callable[[], Truth]
+    ) -> Row | _Checked:
         """The provider's calls, weighed and right; or the numbers of a row that says why not."""
         if (reason := self._lost_before(subject, provider)) is not None:
             return {"status": "failed", "reason": f"not run again after {reason}"}
@@ -155,7 +150,7 @@ class Harness:
             if self._device == "cuda":
                 torch.cuda.empty_cache()
             weighed = self._worker.weigh(subject.name, cell, provider.name)
-            truth = self._truth(subject, cell)
+            truth = truth_of_cell()
             problem = subject.problem(cell, provider, self._device)
             whole = truth[2] == cell.sizes["rows"]
             checked = problem if whole else subject.problem(cell, provider, self._device, rows=truth[2])
@@ -183,15 +178,10 @@ class Harness:
             self._say(f"{cell.title}: no floor: {error}")
             return None
 
-    def _truth(self, subject: Subject, cell: Cell) -> Truth:
-        if self._last is None or self._last[0] is not cell:
-            self._last = (cell, subject.truth(cell, self._device))
-        return self._last[1]
-
     def _timed(self, cell: Cell, name: str, right: Mapping[str, _Checked], floor: Floor | None) -> dict[str, Row]:
         """Provider → numbers of one pass."""
         numbers: dict[str, Row] = {}
-        calls = {}
+        calls: dict[str, Call] = {}
         for key, checked in right.items():
             if name == "graph" and checked.no_graph:
                 numbers[key] = {"status": "failed", "reason": checked.no_graph}

@@ -6,8 +6,6 @@ from the caching allocator; there the other process is for safety: it is the fir
 kernel that hangs, or breaks what its process can still do on the device, ends no measurement but its own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import multiprocessing
@@ -24,30 +22,21 @@ BLOCK = 1 << 16
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
-class OutOfMemoryError(Exception):
-    """The call needs more than there is."""
-
-
 class ProcessLostError(RuntimeError):
     """The call took the process that ran it along: it hangs, died, or can do nothing on its device any more."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an exception says."""
-    known = isinstance(error, (OutOfMemoryError, MemoryError, torch.OutOfMemoryError))
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
 
 
 class Weighed(NamedTuple):
-    """What came of a provider's first calls.
+    """What came of a provider's first calls."""
 
-    Attributes:
-        extra_bytes: at the peak of one call.
-        no_graph: why it cannot be captured as a CUDA graph and replayed, where that was wanted and failed.
-    """
-
-    extra_bytes: int
-    no_graph: str = ""
+    extra_bytes: int  # at the peak of one call
+    no_graph: str = ""  # why it cannot be captured as a CUDA graph and replayed, where that was wanted and failed
 
 
 class Worker:
@@ -68,7 +57,7 @@ class Worker:
         """Run a provider for the first time on a size.
 
         Raises:
-            OutOfMemoryError: it needs more than the limit, or the process died of it.
+            MemoryError: it needs more than the limit, or the process died of it.
             ProcessLostError: the process is lost.
             RuntimeError: whatever else the call raised.
         """
@@ -88,7 +77,7 @@ class Worker:
         except (EOFError, ConnectionError):
             code = self.close()
             if self._device == "cpu":
-                raise OutOfMemoryError("the process that measured it was killed") from None
+                raise MemoryError("the process that measured it was killed") from None
             raise ProcessLostError(f"the process that measured it died, exit code {code}") from None
         if isinstance(answer, ProcessLostError) or (isinstance(answer, Weighed) and answer.no_graph):
             self.close()  # a capture that fails can leave its stream behind
@@ -123,7 +112,7 @@ def serve(pipe: Connection, device: str, limit: int) -> None:
                 answer: Weighed | Exception = _weighed(request, device)
             except Exception as error:  # the process goes on; who asked decides
                 kind = RuntimeError if works(device) else ProcessLostError
-                answer = OutOfMemoryError(_line(error)) if is_out_of_memory(error) else kind(_line(error))
+                answer = MemoryError(_line(error)) if is_out_of_memory(error) else kind(_line(error))
             pipe.send(answer)
             if device == "cuda" and works(device):
                 torch.cuda.empty_cache()
@@ -183,8 +172,7 @@ def resident_peak(call: Call) -> int:
     before = _field(status, "VmRSS")
     kept = call()
     peak = _field(status, "VmHWM")
-    returned: int = kept.nbytes
-    return peak - before - returned
+    return peak - before - int(kept.nbytes)
 
 
 def _field(path: Path, name: str) -> int:
@@ -200,5 +188,4 @@ def allocated_peak(call: Call) -> int:
     kept = call()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()
-    returned: int = kept.nbytes
-    return peak - before - returned
+    return peak - before - int(kept.nbytes)

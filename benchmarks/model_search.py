@@ -7,8 +7,6 @@ fixed number of epochs, so that no epoch is chosen on the fold that is predicted
 after an interruption; its table says what each trial reached and the seconds that it took: the budget.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Mapping
@@ -21,7 +19,14 @@ from merc_model.ablation.rows import Row
 from merc_model.config import load_preset
 from merc_model.data.corpus import Corpus
 
-_BARE: Mapping[str, Any] = {"kd": False, "feature_kd": False, "fcl": False, "elcl": False, "memory": False}
+_BARE: Mapping[str, Any] = {
+    "kd": False,
+    "feature_kd": False,
+    "fcl": False,
+    "elcl": False,
+    "memory": False,
+    "linear": False,
+}
 _EARLY: Mapping[str, Any] = {**_BARE, "fusion": "early"}
 
 
@@ -62,20 +67,16 @@ def main() -> int:
     parser.add_argument("--groups", metavar="prefix:N", help="as merc convert has it")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=cores())
-    parser.add_argument("--trials", nargs="+", metavar="NAME", help="default: all")
+    rows = _trials()
+    names = [row.name for row in rows]
+    parser.add_argument("--trials", nargs="+", default=names, choices=names, metavar="NAME", help="default: all")
     parser.add_argument("--out", type=Path, default=Path("search"))
     options = parser.parse_args()
     corpus = Corpus.load(options.corpus)
-    rows = _trials()
-    if options.trials:
-        unknown = sorted(set(options.trials) - {row.name for row in rows})
-        if unknown:
-            parser.error(f"no trial {unknown[0]!r}; there are: {'; '.join(row.name for row in rows)}")
-        rows = tuple(row for row in rows if row.name in options.trials)
     search = cells.Ablation(
         corpus=corpus.with_groups(options.groups) if options.groups else corpus,
         config=load_preset(options.preset),
-        rows=rows,
+        rows=tuple(row for row in rows if row.name in options.trials),
         seeds=options.seeds,
         folds=options.folds,
         device="cpu",

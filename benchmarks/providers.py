@@ -1,7 +1,5 @@
 """Our own backends as providers, and what all peers share."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Callable

@@ -7,14 +7,11 @@ both have, the median of each of our providers is divided by that of a peer of i
 ratio that is larger than the committed one by more than the tolerance is reported, and the exit code is 1.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.environment import RESULTS
-from benchmarks.results_file import Result, load
+from benchmarks.results_file import RESULTS, Result, load
 
 TOLERANCE, QUICK_TOLERANCE = 1.25, 2.5  # the quick cells are few and short, on machines that others use too
 PEERS = ("eager", "chunked")

@@ -6,17 +6,14 @@ python -m benchmarks.report            prints the README's part
 python -m benchmarks.report --write    rewrites the documents and the figure
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import re
 from pathlib import Path
 
 from benchmarks import figure, tables
-from benchmarks.environment import RESULTS
 from benchmarks.process import ROOT
-from benchmarks.results_file import Result, load
+from benchmarks.results_file import RESULTS, Result, load
 from merc_model.config import Config
 
 MODEL = ROOT / "docs/model.md"

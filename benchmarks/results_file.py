@@ -1,15 +1,24 @@
-"""Result files: one a device, in it one run a subject; a new run of a subject replaces its old one."""
+"""Result files: one a device, in it one run a subject with what it was made by; a new run replaces the old one."""
 
-from __future__ import annotations
-
+import fcntl
+import importlib.metadata
 import json
+import os
+import platform
 import re
+import shlex
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import RESULTS, environment
+import torch
 
+import merc_kernels
+
+PEERS = ("triton", "pytorch-metric-learning", "lightly", "liger-kernel")
+RESULTS = Path(__file__).parent / "results"
 Run = dict[str, Any]
 Result = dict[str, Any]
 
@@ -20,6 +29,46 @@ def slug(device: str, threads: int | None = None) -> str:
     words = re.findall(r"[a-z0-9]+", plain)
     words = [word for word in words if word not in ("processor", "cpu")]
     return "-".join([*words, *([] if threads is None else [str(threads), "threads"])])
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, commit (+ where more than results has changed; unknown outside a repository) and command."""
+
+    def git(*arguments: str) -> str:
+        try:
+            return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # there is no git
+            return ""
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results") else ""
+    return {
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "merc-kdc": merc_kernels.__version__,
+        "peers": {name: _version(name) for name in PEERS},
+        "backends": merc_kernels.backends(),
+        "commit": (git("rev-parse", "HEAD") or "unknown") + changed,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as Linux calls it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def store(run: Run, device: str, folder: Path = RESULTS, scale: str = "full", finished: bool = True) -> Path:
@@ -72,3 +121,21 @@ def load(folder: Path = RESULTS) -> list[Result]:
         raise SystemExit(f"{folder} is no folder of results")
     results = [_read(path) | {"file": path.name} for path in sorted(folder.glob("*.json"))]
     return sorted((x for x in results if "kind" in x), key=lambda result: (result["kind"] != "cpu", result["file"]))
+
+
+def write(path: Path, value: Any) -> None:
+    """JSON, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(dumps(value))
+    partial.replace(path)
+
+
+def merge(path: Path, key: str, value: Any) -> None:
+    """One entry of a file that several processes write, whole or not at all."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        known = _read(path) if path.exists() else {}
+        write(path, {**known, key: value})
+    finally:
+        os.close(folder)

@@ -1,7 +1,5 @@
 """The summary of a result file as a Markdown table."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks.results_file import Result

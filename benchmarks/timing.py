@@ -1,7 +1,5 @@
 """Times of calls that are compared: all in one run, interleaved, so that a slower hour slows all of them."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

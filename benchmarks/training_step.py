@@ -4,8 +4,6 @@ The encoder is 512 → 1024 → 256, the head 256 → 6; float32. The floor is t
 checked is the loss and its gradient in the encoder's second layer.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -90,10 +88,8 @@ class TrainingStep:
         rows = [128] if scale == "quick" else [128, 1024, 4096] if device == "cpu" else [128, 1024, 4096, 16384]
         seconds = 0.2 if scale == "quick" or device == "cuda" else 1.5
         some = ("merc", "fused", "eager", "chunked")
-        compiled_too = (*some, "torch.compile", "merc:reference")
-        return [
-            Cell(self.name, {"rows": n}, providers=compiled_too if n == 1024 else some, seconds=seconds) for n in rows
-        ]
+        names = {1024: (*some, "torch.compile", "merc:reference")}
+        return [Cell(self.name, {"rows": n}, providers=names.get(n, some), seconds=seconds) for n in rows]
 
     def providers(self, device: str) -> list[Provider]:
         return [
@@ -130,12 +126,11 @@ class TrainingStep:
 
 
 def _start(rows: int, device: str) -> tuple[Network, tuple[Tensor, Tensor, Tensor]]:
-    state: Any = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    network = Network()
-    labels = torch.multinomial(PROPORTIONS, rows, replacement=True)
-    features, teacher = torch.randn(rows, FEATURES), 3 * torch.randn(rows, CLASSES)
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Network()
+        labels = torch.multinomial(PROPORTIONS, rows, replacement=True)
+        features, teacher = torch.randn(rows, FEATURES), 3 * torch.randn(rows, CLASSES)
     return network.to(device), (features.to(device), labels.to(device), teacher.to(device))
 
 

@@ -39,6 +39,12 @@ class Config:
             kNN-LM).
         memory_weight: of their evidence beside the logits.
         memory_temperature: τ of the softmax over similarities; the smaller, the fewer neighbours count.
+        memory_reach: distance in utterances at which the weight of what was found for the speaker's other
+            utterances falls to 1/e; 0: each utterance asks for itself alone.
+        linear: logistic regression on an utterance's features and on means of those around it has a say in its
+            prediction (ours).
+        linear_weight: of its log-probabilities beside the logits.
+        linear_penalty: scikit-learn's C of it, the inverse of the penalty.
         epochs: of training.
         batch_dialogues: dialogues per batch.
         learning_rate: of AdamW, reached after the warm-up.
@@ -88,6 +94,10 @@ class Config:
     memory: bool = True
     memory_weight: float = 0.5
     memory_temperature: float = 0.05
+    memory_reach: float = 4.0
+    linear: bool = True
+    linear_weight: float = 0.5
+    linear_penalty: float = 0.005
     epochs: int = 24
     batch_dialogues: int = 8
     learning_rate: float = 1e-3
@@ -101,11 +111,11 @@ class Config:
     modality_dropout: float = 0.1
     modality_ce_weight: float = 1.0
     kd: bool = True
-    kd_weight: float = 0.5
+    kd_weight: float = 0.1
     kd_temperature: float = 2.0
     kd_warmup: float = 0.3
     feature_kd: bool = True
-    feature_kd_weight: float = 0.5
+    feature_kd_weight: float = 0.1
     feature_kd_temperature: float = 0.1
     fcl: bool = True
     fcl_weight: float = 0.3
@@ -138,7 +148,7 @@ class Config:
 
 _POSITIVE = {
     *("hidden_dim", "layers", "heads", "projection_dim", "epochs", "batch_dialogues"),
-    *("learning_rate", "clip_norm", "memory_temperature", "kd_temperature", "kd_warmup"),
+    *("learning_rate", "clip_norm", "linear_penalty", "memory_temperature", "kd_temperature", "kd_warmup"),
     *("feature_kd_temperature", "fcl_temperature"),
 }
 _BELOW_ONE = {

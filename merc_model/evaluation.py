@@ -1,4 +1,7 @@
-"""Predictions of the dialogues of a corpus, and the field's metrics of them."""
+"""Predictions of the dialogues of a corpus, and the field's metrics of them.
+
+scikit-learn is imported when the first metric is computed: it takes longer than torch, and most processes need none.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from merc_model.config import IGNORE_INDEX
 from merc_model.data.batch import batches
@@ -82,6 +84,8 @@ def metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64], label_names
 
     Macro F1 and UAR are means over the classes that occur in ``labels``.
     """
+    from sklearn.metrics import accuracy_score, f1_score, recall_score
+
     classes = np.arange(len(label_names))
     occurring = np.unique(labels)
     f1 = f1_score(labels, predicted, labels=classes, average=None, zero_division=0)

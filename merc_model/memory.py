@@ -6,9 +6,14 @@ text there is little evidence. As in a contrastive loss, a
 softmax of the similarities over the temperature gives each remembered utterance a share, and its label collects it.
 The evidence for a class is the logarithm of what the class collects beside its share of the training set. Nearest
 neighbours beside a classifier: taken from kNN-LM (Khandelwal et al., 2020, https://arxiv.org/abs/1911.00172).
+
+A feeling lasts: to its own evidence an utterance adds the mean of what its speaker's other utterances in the dialogue
+were given, near ones first.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +30,16 @@ class Memory(nn.Module):
     r"""Evidence of the M remembered utterances.
 
     .. math:: s_j = \frac{\sum_m w_m \cos(x_m, x_{jm})}{\sum_m w_m}, \quad
-        e_c = \log\Bigl(\frac{\sum_j [y_j = c]\, e^{s_j / \tau}}{\pi_c \sum_j e^{s_j / \tau}} + 0.1\Bigr)
+        e_c = \log\Bigl(\frac{\sum_j [y_j = c]\, e^{s_j / \tau}}{\pi_c \sum_j e^{s_j / \tau}} + 0.1\Bigr), \quad
+        e'_i = e_i + \frac{\sum_k e^{-|i - k| / r} e_k}{\sum_k e^{-|i - k| / r}}
 
-    where m runs over the modalities of the model, π is the share of a class in the memory.
+    where m runs over the modalities of the model, π is the share of a class in the memory, and k over the other
+    utterances of the same speaker in the dialogue, the reach r being ``memory_reach``.
 
     Args:
         dims: modality → width of its features.
         num_classes: C.
-        config: memory_temperature is read.
+        config: memory_temperature and memory_reach are read.
     """
 
     labels: Tensor
@@ -40,7 +47,7 @@ class Memory(nn.Module):
     def __init__(self, dims: dict[str, int], num_classes: int, config: Config) -> None:
         super().__init__()
         self.modalities, self.num_classes = list(dims), num_classes
-        self.temperature = config.memory_temperature
+        self.temperature, self.reach = config.memory_temperature, config.memory_reach
         for modality, dim in dims.items():
             self.register_buffer(f"{modality}_keys", torch.zeros(0, dim))
         self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
@@ -69,7 +76,18 @@ class Memory(nn.Module):
         frequency = classes.mean(dim=0)
         # a class that was never seen collects nothing, and gets no evidence for or against it
         ratio = torch.where(frequency > 0, shares @ classes / frequency.clamp_min(1e-12), 1.0)
-        return (ratio + _SMOOTHING).log()
+        evidence = (ratio + _SMOOTHING).log()
+        return evidence + self._around(evidence, batch) if self.reach else evidence
+
+    def _around(self, evidence: Tensor, batch: Batch) -> Tensor:
+        """The mean evidence ``(B, L, C)`` of the speaker's other utterances; 0 where there is none."""
+        position = torch.arange(batch.speakers.shape[1], device=batch.speakers.device)
+        distance = (position[None] - position[:, None]).abs()
+        others = (
+            (batch.speakers[:, :, None] == batch.speakers[:, None]) & batch.utterance_mask[:, None] & (distance > 0)
+        )
+        weights = (-distance / self.reach).masked_fill(~others, -math.inf).softmax(dim=-1)  # [B, L, L]
+        return torch.where(others.any(dim=-1, keepdim=True), weights, 0) @ evidence
 
     def _keys(self, modality: str) -> Tensor:
         keys: Tensor = getattr(self, f"{modality}_keys")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +15,7 @@ from merc_model.early import EarlyFusion
 from merc_model.encoders import DialogueEncoder, Features, Standardize
 from merc_model.errors import UserError
 from merc_model.fusion import MeanFusion, TextLedFusion
+from merc_model.linear import LinearEvidence, around
 from merc_model.memory import Memory
 
 
@@ -80,6 +81,8 @@ class MercModel(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(num_classes, config.projection_dim))
         self.memory = Memory(widths, num_classes, config) if config.memory else None
         self.memory_weight = config.memory_weight
+        self.linear = LinearEvidence(widths, num_classes, config) if config.linear else None
+        self.linear_weight = config.linear_weight
         self.register_buffer("log_prior", torch.zeros(num_classes))
         self.prior_adjustment = config.prior_adjustment
 
@@ -102,6 +105,17 @@ class MercModel(nn.Module):
         if self.memory is not None:
             self.memory.fill({modality: self._seen(modality, batch) for modality in self.modalities}, batch)
 
+    @torch.no_grad()
+    def fit_linear(self, batches: Iterable[Batch]) -> None:
+        """Fit the linear model to the labelled utterances of some batches, where there is one."""
+        if self.linear is not None:
+            inputs, labels = [], []
+            for batch in batches:
+                seen = {modality: self._seen(modality, batch) for modality in self.modalities}
+                inputs.append(around(seen, batch)[batch.utterance_mask])
+                labels.append(batch.labels[batch.utterance_mask])
+            self.linear.fit(torch.cat(inputs), torch.cat(labels))
+
     def forward(self, batch: Batch) -> Output:
         """All modalities, fused; one that the batch lacks is missing in every utterance."""
         batch = batch.completed(self.dims)
@@ -116,6 +130,9 @@ class MercModel(nn.Module):
         logits = self.classifier(self.dropout(fused))
         if not self.training:
             logits = self._without_leader(logits, modality_logits, batch)
+            if self.linear is not None:
+                led = batch.present[TEACHER].any(dim=1)[:, None, None]
+                logits = logits + self.linear_weight * led * self.linear(seen, batch)
             logits = logits - self.prior_adjustment * self.log_prior
             if self.memory is not None:
                 logits = logits + self.memory_weight * self.memory(seen, batch)

@@ -1,6 +1,6 @@
 """Pictures: confusion matrix, training curves, map of the embeddings, timeline of a conversation.
 
-matplotlib is imported when the first picture is drawn: who draws nothing need not wait for it.
+matplotlib and scikit-learn are imported when they draw: who draws nothing need not wait for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from tqdm.auto import tqdm
 
 from merc_model.errors import UserError
@@ -86,6 +85,8 @@ def embeddings(
 
     Without ``prototypes``, where none were trained, the embeddings alone.
     """
+    from sklearn.decomposition import PCA
+
     unit = [_unit(predictions.embeddings)] + ([] if prototypes is None else [_unit(prototypes)])
     points = np.concatenate(unit)
     components = min(2, *points.shape)

@@ -74,6 +74,7 @@ class Training:
         check_features(self.model, corpus, np.arange(len(corpus.split)))
         for batch in batches(corpus, self.dialogues["train"], 16, torch.device("cpu")):
             self.model.remember(batch)
+        self.model.fit_linear(batches(corpus, self.dialogues["train"], 16, torch.device("cpu")))
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
         self.model.log_prior.copy_((counts.clamp_min(1) / counts.sum()).log())
         self.model.to(device)

@@ -1,4 +1,4 @@
-// Around a launch: the device and stream of a tensor, fresh tensors, the launch and its error, tickets.
+// Around a launch: the device and stream of a tensor, fresh tensors, the launch and its error.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,12 +8,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <mutex>
-#include <unordered_map>
 #include <vector>
 
 #include "../tensors.h"
-#include "reduce.cuh"
 
 namespace merc::cuda {
 
@@ -76,22 +73,6 @@ template <class T>
 __device__ __forceinline__ T& dynamic_shared() {
   extern __shared__ uint4 memory[];
   return *reinterpret_cast<T*>(memory);
-}
-
-// The ticket (reduce.cuh) of one launch. Launches that share a ticket must not run at the same time: those of one
-// stream do not, and one that is captured into a graph gets a ticket of its own: the graph may be replayed anywhere.
-inline unsigned take_ticket(const Place& place) {
-  static std::mutex mutex;
-  static std::unordered_map<cudaStream_t, unsigned> of_stream;
-  static unsigned captured = 0;
-  cudaStreamCaptureStatus status;
-  STD_CUDA_CHECK(cudaStreamIsCapturing(place.stream(), &status));
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (status != cudaStreamCaptureStatusNone || place.stream() == cudaStreamPerThread) {
-    return kStreamTickets + captured++ % kOwnTickets;
-  }
-  const unsigned next = static_cast<unsigned>(of_stream.size()) % kStreamTickets;
-  return of_stream.try_emplace(place.stream(), next).first->second;
 }
 
 }  // namespace merc::cuda

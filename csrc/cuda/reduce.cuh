@@ -11,10 +11,6 @@ namespace merc::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
-// Counts the blocks of a launch that are done; 0 between launches.
-constexpr unsigned kStreamTickets = 1024, kOwnTickets = 65536;
-static __device__ unsigned tickets[kStreamTickets + kOwnTickets];
-
 // A plain struct, word by word.
 template <class T, class Move>
 __device__ __forceinline__ T move_words(const T& value, const Move& move) {
@@ -86,8 +82,8 @@ __device__ __forceinline__ Total block_total(Total mine) {
   return merge_warps(mine, Total{0, 0}, shared, thread / kWarp, threads / kWarp, Add());
 }
 
-// True in all threads of the block that comes last of `blocks`: it sees what the others wrote before. `counter` is 0
-// again afterwards.
+// True in all threads of the block that comes last of `blocks`: it sees what the others wrote before. `counter` belongs
+// to the call, is 0 before the launch, and 0 again afterwards.
 __device__ __forceinline__ bool comes_last(unsigned* counter, unsigned blocks) {
   __shared__ bool last;
   __threadfence();
@@ -101,10 +97,10 @@ __device__ __forceinline__ bool comes_last(unsigned* counter, unsigned blocks) {
 }
 
 // The sum over `blocks` blocks of which this is number `block`, given to `done` in thread 0 of the block that ends
-// last. `partials` holds a Total a block; the ticket is 0 again afterwards, so that a captured launch can be replayed.
+// last. `partials` holds a Total a block; `counter` as above.
 template <class Done>
 __device__ __forceinline__ void blocks_total(
-    Total mine, Total* partials, unsigned ticket, unsigned block, unsigned blocks, const Done& done) {
+    Total mine, Total* partials, unsigned* counter, unsigned block, unsigned blocks, const Done& done) {
   const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
   const unsigned threads = blockDim.x * blockDim.y;
   Total total = block_total(mine);
@@ -113,7 +109,7 @@ __device__ __forceinline__ void blocks_total(
       __stcg(&partials[block].loss, total.loss);
       __stcg(&partials[block].kept, total.kept);
     }
-    if (!comes_last(&tickets[ticket], blocks)) {
+    if (!comes_last(counter, blocks)) {
       return;
     }
     total = {0, 0};

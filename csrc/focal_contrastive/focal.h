@@ -7,6 +7,8 @@
 //   dg/dL = h (similarity) or -dg/ds (probability)
 #pragma once
 
+#include "options.h"
+
 #ifdef __CUDACC__
 #define MERC_HOST_DEVICE __host__ __device__ __forceinline__
 #else
@@ -33,7 +35,7 @@ struct Factor {
 
 // base^gamma and gamma base^(gamma - 1). Math has exp, log and minus_expm1 (1 - e^x for x <= 0) of A.
 template <class Math, Power power, class A>
-MERC_HOST_DEVICE Factor<A> raise(A base, A gamma) {
+MERC_HOST_DEVICE Factor<A> raise(A base, const Options<A>& options) {
   if constexpr (power == Power::zero) {
     return {A(1), A(0)};
   } else {
@@ -48,8 +50,8 @@ MERC_HOST_DEVICE Factor<A> raise(A base, A gamma) {
       h = clamped * clamped;
       slope = 2 * clamped;
     } else {
-      h = Math::exp(gamma * Math::log(clamped));
-      slope = gamma * h / clamped;
+      h = Math::exp(options.gamma * Math::log(clamped));
+      slope = options.gamma * h / clamped;
     }
     return {h, low | high ? A(0) : slope};
   }
@@ -57,16 +59,16 @@ MERC_HOST_DEVICE Factor<A> raise(A base, A gamma) {
 
 // From the cosine: tau s.
 template <class Math, Power power, class A>
-MERC_HOST_DEVICE Factor<A> similarity_factor(A cosine, A tau, A gamma) {
-  const Factor<A> raised = raise<Math, power>((1 - cosine) * A(0.5), gamma);
+MERC_HOST_DEVICE Factor<A> similarity_factor(A cosine, A tau, const Options<A>& options) {
+  const Factor<A> raised = raise<Math, power>((1 - cosine) * A(0.5), options);
   return {raised.h, A(-0.5) * tau * raised.slope};
 }
 
 // From l = s - L <= 0.
 template <class Math, Power power, class A>
-MERC_HOST_DEVICE Factor<A> probability_factor(A l, A gamma) {
+MERC_HOST_DEVICE Factor<A> probability_factor(A l, const Options<A>& options) {
   const A base = Math::minus_expm1(l);
-  const Factor<A> raised = raise<Math, power>(base, gamma);
+  const Factor<A> raised = raise<Math, power>(base, options);
   return {raised.h, (base - 1) * raised.slope};
 }
 

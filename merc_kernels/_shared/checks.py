@@ -22,6 +22,8 @@ DTYPES = {
     FLOAT: (torch.float64, torch.float32, torch.bfloat16, torch.float16),
     INT64: (torch.int64,),
 }
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-9, 1e9
+_TEMPERATURE = f"a finite number > 0, from {SMALLEST_TEMPERATURE:g} to {LARGEST_TEMPERATURE:g}"
 _PLAIN = (Tensor, torch.nn.Parameter)
 Shape = tuple[int | str, ...]  # a letter stands for any size
 
@@ -54,15 +56,35 @@ def choice(name: str, value: object, options: Sequence[str]) -> None:
 
 def number(name: str, value: Any, *, above: float | None = None, below: float = math.inf) -> None:
     """``value`` is a finite number in (above, below), or in [0, below) where ``above`` is None."""
-    real = isinstance(value, (int, float, Real)) and not isinstance(value, bool)  # numpy's numbers too
-    if (
-        real and (value >= 0 if above is None else value > above) and value < below  # a NaN compares False
-    ):
+    if _real(value) and (value >= 0 if above is None else value > above) and value < below:  # a NaN compares False
         return
     expected = "a finite number >= 0" if above is None else f"a finite number > {above:g}"
     if below != math.inf:
         expected += f" and < {below:g}"
     fail(name, expected, value)
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, (int, float, Real)) and not isinstance(value, bool)  # numpy's numbers too
+
+
+def temperature(name: str, value: Any) -> None:
+    """``value`` is a number by which, and by whose square, float32 can multiply and divide."""
+    if not (_real(value) and SMALLEST_TEMPERATURE <= value <= LARGEST_TEMPERATURE):  # a NaN compares False
+        fail(name, _TEMPERATURE, value)
+
+
+def temperatures(name: str, value: Tensor, used: Tensor | None = None) -> None:
+    """The same of every element, or of those that are ``used`` (a bool tensor of its shape)."""
+    if readable(value):
+        good = (value >= SMALLEST_TEMPERATURE) & (value <= LARGEST_TEMPERATURE)
+        elements(name, _TEMPERATURE, value, good if used is None else good | ~used)
+
+
+def weights(name: str, value: Tensor) -> None:
+    """No element is negative or NaN; that of a class which does not occur may be infinite."""
+    if readable(value):
+        elements(name, "numbers >= 0", value, value >= 0)
 
 
 def integer(name: str, value: object) -> None:
@@ -135,11 +157,6 @@ def labels_in_range(name: str, labels: Tensor, classes: int, ignore_index: int) 
     if readable(labels):
         good = (labels == ignore_index) | ((labels >= 0) & (labels < classes))
         elements(name, f"labels in [0, {classes}) or ignore_index={ignore_index}", labels, good)
-
-
-def positive(value: Tensor) -> Tensor:
-    """Which elements are finite and > 0."""
-    return (value > 0) & (value < torch.inf)
 
 
 def shared(shape: Shape, groups: tuple[int, ...]) -> tuple[Shape, ...]:

@@ -1,24 +1,43 @@
 """The losses as modules: options in the constructor, tensors in ``forward``."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from merc_kernels._shared import backends
+from merc_kernels._shared import backends, checks
 from merc_kernels._shared.options import Options
 
 
 class LossModule(nn.Module):
-    """A loss of certain ``options``; each of them can be read, and set, under its own name as well."""
+    """A loss of certain ``options``; each of them can be read, and set, under its own name as well.
+
+    A temperature may be an ``nn.Parameter`` of no dimension, to be learned.
+    """
 
     options: Any  # a dataclass of `Options`
 
-    def __init__(self, options: Options, backend: str | None) -> None:
+    def __init__(
+        self, options: Callable[..., Options], backend: str | None, *, temperature: float | nn.Parameter, **others: Any
+    ) -> None:
         super().__init__()
         backends.check(backend)
-        self.options = options
+        learned = temperature if isinstance(temperature, nn.Parameter) else None
+        if learned is not None:
+            checks.tensor("temperature", learned, checks.FLOAT, None, ())
+        elif isinstance(temperature, Tensor):
+            checks.fail("temperature", "a number or an nn.Parameter", temperature)
+        self.options = options(temperature=1.0 if learned is not None else temperature, **others)
+        if learned is not None:
+            self.temperature = learned
         self.backend = backend
+
+    @property
+    def learned_temperature(self) -> Tensor | None:
+        """The temperature where it is a tensor, which stands in for that of the options."""
+        temperature = self.temperature
+        return temperature if isinstance(temperature, Tensor) else None
 
     if TYPE_CHECKING:
 

@@ -44,8 +44,7 @@ def check(
     tensor("labels", labels, INT64, device, *shared((rows,), groups))
     if temperature is not None:
         tensor("temperature", temperature, FLOAT, device, ())
-        if checks.readable(temperature):
-            checks.elements("temperature", "a finite number > 0", temperature, checks.positive(temperature))
+        checks.temperatures("temperature", temperature)
 
     classes: int | None = None
     if prototypes is not None:
@@ -55,6 +54,7 @@ def check(
         fail("prototypes", "a tensor, as prototype_anchors=True", prototypes)
     if class_weights is not None:
         tensor("class_weights", class_weights, FLOAT, device, ("C" if classes is None else classes,))
+        checks.weights("class_weights", class_weights)
         classes = class_weights.shape[0]
     if classes == 0:
         name, value = ("class_weights", class_weights) if prototypes is None else ("prototypes", prototypes)

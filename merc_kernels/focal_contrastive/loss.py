@@ -115,12 +115,10 @@ class FocalContrastiveLoss(LossModule):
         backend: str | None = None,
         reduction: Reduction = FocalContrastiveOptions.reduction,
     ) -> None:
-        if isinstance(temperature, nn.Parameter):
-            checks.tensor("temperature", temperature, checks.FLOAT, None, ())
-        elif isinstance(temperature, Tensor):
-            checks.fail("temperature", "a number or an nn.Parameter", temperature)
-        options = FocalContrastiveOptions(
-            temperature=1.0 if isinstance(temperature, nn.Parameter) else temperature,
+        super().__init__(
+            FocalContrastiveOptions,
+            backend,
+            temperature=temperature,
             gamma=gamma,
             focal=focal,
             detach_focal=detach_focal,
@@ -130,9 +128,6 @@ class FocalContrastiveLoss(LossModule):
             ignore_index=ignore_index,
             reduction=reduction,
         )
-        super().__init__(options, backend)
-        if isinstance(temperature, nn.Parameter):
-            self.temperature = temperature
         if class_weights is not None:
             checks.tensor("class_weights", class_weights, checks.FLOAT, None, ("C",))
         self.register_buffer("class_weights", class_weights)
@@ -148,9 +143,7 @@ class FocalContrastiveLoss(LossModule):
     ) -> Tensor:
         """The loss of ``embeddings`` ``(N, D)`` with ``labels`` ``(N,)``; all shapes of the function go."""
         tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, self.class_weights)
-        temperature = self.temperature
-        learned = temperature if isinstance(temperature, Tensor) else None
-        return _loss(*tensors, learned, self.options, self.backend)
+        return _loss(*tensors, self.learned_temperature, self.options, self.backend)
 
 
 def _loss(

@@ -18,7 +18,8 @@ class FocalContrastiveOptions(Options):
     """Options of the focal contrastive loss.
 
     Attributes:
-        temperature: tau > 0, it divides; a float, for which a 0-dim tensor may stand in that gets its gradient.
+        temperature: tau, from 1e-9 to 1e9, it divides; a float, for which a 0-dim tensor may stand in that gets its
+            gradient.
         gamma: >= 0, the exponent of the focal factor h.
         focal: ``"similarity"``: h = ((1 - z_i.z_j) / 2)^gamma, the base clamped to at most 1;
             ``"probability"``: h = (1 - exp(s_ij - L_i))^gamma. Either base is clamped to at least 2^-24
@@ -48,7 +49,7 @@ class FocalContrastiveOptions(Options):
 
     def check(self) -> None:
         """Every value is in its range, or a ValueError says which is not."""
-        checks.number("temperature", self.temperature, above=0)
+        checks.temperature("temperature", self.temperature)
         checks.number("gamma", self.gamma)
         checks.choice("focal", self.focal, get_args(Focal))
         checks.flag("detach_focal", self.detach_focal)

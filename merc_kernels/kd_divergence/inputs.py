@@ -47,9 +47,8 @@ def check(
     if row_weights is not None:
         tensor("row_weights", row_weights, FLOAT, device, *shared((rows,), groups))
     if temperature is not None:
-        tensor("temperature", temperature, FLOAT, device, (rows,))
-        if checks.readable(temperature):
-            good = checks.positive(temperature)
-            if labels is not None:  # the temperature of a row that every group ignores is not used
-                good |= (labels == options.ignore_index).expand(*groups, rows).reshape(math.prod(groups), rows).all(0)
-            checks.elements("temperature", "finite numbers > 0", temperature, good)
+        tensor("temperature", temperature, FLOAT, device, (), (rows,))
+        used = None
+        if temperature.dim() and labels is not None:  # the temperature of a row that every group ignores is not used
+            used = (labels != options.ignore_index).expand(*groups, rows).reshape(math.prod(groups), rows).any(0)
+        checks.temperatures("temperature", temperature, used)

@@ -1,12 +1,15 @@
 """The divergence of a student from its teacher as a function and as a module, and the way to the backend."""
 
-from torch import Tensor
+import functools
+
+import torch
+from torch import Tensor, nn
 
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
 from merc_kernels._shared.ordinary import ordinary
-from merc_kernels.kd_divergence import inputs, operator, reference, trial
+from merc_kernels.kd_divergence import inputs, learned_temperature, operator, reference, trial
 from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions, Reduction
 
 _options = remembered(KDDivergenceOptions)
@@ -79,6 +82,8 @@ def kd_divergence(  # noqa: D417 - the options are described where they are defi
 class KDDivergence(LossModule):
     """Divergence of a student from its teacher; see `merc_kernels.kd_divergence`.
 
+    The temperature may be an ``nn.Parameter`` of no dimension, to be learned.
+
     Args:
         **options: those of `KDDivergenceOptions`, by keyword.
         backend: a key of `merc_kernels.backends`, or None.
@@ -92,7 +97,7 @@ class KDDivergence(LossModule):
     def __init__(
         self,
         *,
-        temperature: float = KDDivergenceOptions.temperature,
+        temperature: float | nn.Parameter = KDDivergenceOptions.temperature,
         direction: Direction = KDDivergenceOptions.direction,
         beta: float = KDDivergenceOptions.beta,
         ce_weight: float = KDDivergenceOptions.ce_weight,
@@ -102,7 +107,9 @@ class KDDivergence(LossModule):
         backend: str | None = None,
         reduction: Reduction = KDDivergenceOptions.reduction,
     ) -> None:
-        options = KDDivergenceOptions(
+        super().__init__(
+            KDDivergenceOptions,
+            backend,
             temperature=temperature,
             direction=direction,
             beta=beta,
@@ -112,7 +119,6 @@ class KDDivergence(LossModule):
             ignore_index=ignore_index,
             reduction=reduction,
         )
-        super().__init__(options, backend)
 
     def forward(
         self,
@@ -123,7 +129,8 @@ class KDDivergence(LossModule):
         row_weights: Tensor | None = None,
         temperature: Tensor | None = None,
     ) -> Tensor:
-        """The loss of ``student_logits`` ``(N, C)``; ``temperature`` ``(N,)`` stands in for the module's."""
+        """The loss of ``student_logits`` ``(N, C)``; ``temperature`` ``(N,)`` or ``()`` stands in for the module's."""
+        temperature = self.learned_temperature if temperature is None else temperature
         tensors = (student_logits, teacher_logits, temperature, labels, row_weights)
         return _divergence(*tensors, self.options, self.backend)
 
@@ -154,4 +161,7 @@ def _divergence(
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
         student, teacher, temperature, labels, row_weights = ordinary(*tensors)
         return reference.kd_divergence(student, teacher, temperature, labels, row_weights, options)
+    if temperature is not None and temperature.requires_grad and torch.is_grad_enabled():
+        fused = functools.partial(operator.kd_divergence, backend=name)
+        return learned_temperature.kd_divergence(fused, *tensors, options)
     return operator.kd_divergence(*tensors, options, name)

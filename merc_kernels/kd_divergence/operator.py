@@ -90,7 +90,7 @@ def kd_divergence(
         if accumulate(temperature, row_weights) == torch.float64:
             student = student.double()  # as the reference: float64 where any input is
         dtype = accumulate(student, teacher)
-        temperature = None if temperature is None else temperature.detach().to(dtype)
+        temperature = None if temperature is None else temperature.detach().to(dtype).expand(student.shape[-2])
         row_weights = None if row_weights is None else row_weights.detach().to(dtype)
     tensors = (student, teacher, temperature, labels, row_weights)
     plain = checks.eager(*tensors)

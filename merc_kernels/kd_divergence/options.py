@@ -15,8 +15,8 @@ class KDDivergenceOptions(Options):
     """Options of the divergence of a student from its teacher.
 
     Attributes:
-        temperature: T > 0, it divides; a float, for which a ``(N,)`` tensor may stand in that gives each row its
-            own. No gradient to it.
+        temperature: T, from 1e-9 to 1e9, it divides; a float, for which a tensor may stand in that gets its gradient:
+            0-dim, or ``(N,)`` with one for each row. Beyond 1e3 T^2 times the rounding of float32 hides the value.
         direction: ``"forward"`` KL(p | q), as above; ``"reverse"`` KL(q | p); ``"js"`` (1 - beta) KL(q | m) +
             beta KL(p | m) with m = beta p + (1 - beta) q.
         beta: in (0, 1), for ``"js"``.
@@ -41,7 +41,7 @@ class KDDivergenceOptions(Options):
 
     def check(self) -> None:
         """Every value is in its range, or a ValueError says which is not."""
-        checks.number("temperature", self.temperature, above=0)
+        checks.temperature("temperature", self.temperature)
         checks.choice("direction", self.direction, get_args(Direction))
         checks.number("beta", self.beta, above=0, below=1)
         checks.number("ce_weight", self.ce_weight)

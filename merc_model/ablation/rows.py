@@ -33,7 +33,7 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-_CE = {"kd": False, "feature_kd": False, "fcl": False, "elcl": False, "memory": False}
+_CE = {"kd": False, "feature_kd": False, "fcl": False, "elcl": False, "memory": False, "linear": False}
 _RESPONSES = {**_CE, "kd": True}
 _STUDENTS = {**_RESPONSES, "feature_kd": True}
 _SCL = {**_STUDENTS, "fcl": True, "fcl_gamma": 0.0, "fcl_class_balance": 0.0}
@@ -41,7 +41,7 @@ _SWFC = {**_STUDENTS, "fcl": True, "fcl_focal": "probability"}
 _FCL = {**_STUDENTS, "fcl": True, "fcl_focal": "similarity"}
 
 ROWS = (
-    Row(LOGISTIC, "logistic regression, neighbours", None),
+    Row(LOGISTIC, "logistic regression, with what is said around", None),
     Row(EARLY, "early concatenation, cross entropy", LOGISTIC, {**_CE, "fusion": "early"}),
     Row(CROSS_ENTROPY, "ours, cross entropy alone", EARLY, _CE),
     Row("kd", "+ response KD", CROSS_ENTROPY, _RESPONSES),
@@ -52,13 +52,20 @@ ROWS = (
     Row("elcl", "+ ELCL, prototypes as candidates", "fcl", {**_FCL, "elcl": True, "prototype_anchors": False}),
     Row("elcl-anchors", "+ ELCL, prototypes as anchors too", "elcl", {**_FCL, "elcl": True, "prototype_anchors": True}),
     Row("memory", "ours, cross entropy, with the memory", CROSS_ENTROPY, {**_CE, "memory": True}),
-    Row("early-memory", "early concatenation, with the memory", EARLY, {**_CE, "fusion": "early", "memory": True}),
-    Row(FULL, "full: ELCL candidates and the memory", "elcl"),
+    Row(
+        "early-extras",
+        "early concatenation, memory and linear model",
+        EARLY,
+        {**_CE, "fusion": "early", "memory": True, "linear": True},
+    ),
+    Row("extras", "ours, cross entropy, memory and linear model", "memory", {**_CE, "memory": True, "linear": True}),
+    Row(FULL, "full: all parts, memory and linear model", "elcl"),
     Row("no-kd", "full without response KD", FULL, {"kd": False}),
     Row("no-feature-kd", "full without feature KD", FULL, {"feature_kd": False}),
     Row("no-fcl", "full without FCL and ELCL", FULL, {"fcl": False, "elcl": False}),
     Row("no-elcl", "full without ELCL", FULL, {"elcl": False}),
     Row("no-memory", "full without the memory", FULL, {"memory": False}),
+    Row("no-linear", "full without the linear model", FULL, {"linear": False}),
     Row("no-heads", "full without the modalities' cross entropy", FULL, {"modality_ce_weight": 0.0}),
     Row("no-text-leading", "full without text leading", FULL, {"text_leading": False}),
 )

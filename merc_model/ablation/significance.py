@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 MEASURES = ("weighted_f1", "macro_f1")
 _BLOCK = 250  # resamples weighed at once
@@ -112,4 +111,6 @@ def compare(
 def _paired_test(gaps: NDArray[np.float64]) -> float | None:
     if len(gaps) < 2 or np.ptp(gaps) <= 1e-12:
         return None
+    from scipy import stats  # takes as long to import as torch
+
     return float(stats.ttest_1samp(gaps, 0.0).pvalue)

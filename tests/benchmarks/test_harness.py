@@ -10,7 +10,7 @@ from benchmarks import timing
 from benchmarks.cell import Cell, Provider
 from benchmarks.growth import Prediction, Predictor, exponent, exponents
 from benchmarks.harness import CALLS, Budget, Harness, relative_error
-from benchmarks.memory import OutOfMemoryError, ProcessLostError, Weighed
+from benchmarks.memory import ProcessLostError, Weighed
 from benchmarks.timing import interleaved, quantiles, rounds_of
 from tests.benchmarks import subject as made
 
@@ -72,7 +72,7 @@ def test_one_that_is_killed_while_it_is_weighed_is_out_of_memory():
     def peak(provider):
         if provider == "right":
             return 1
-        raise OutOfMemoryError("killed")
+        raise MemoryError("killed")
 
     result = run(Provider("right", made.right), Provider("large", made.right), peak=peak)
     assert {row["status"] for row in of(result, "large")} == {"out of memory"}

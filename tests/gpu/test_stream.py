@@ -81,6 +81,20 @@ def test_nothing_depends_on_what_memory_held(rows, width, dtype, operator, loss)
     assert all(torch.equal(a, b) for a, b in zip(clean, poisoned, strict=True))
 
 
+@pytest.mark.parametrize(("rows", "width"), [(956, 256), (2051, 520)])
+def test_deterministic_mode(rows, width, operator, loss, monkeypatch):
+    """It wants cuBLAS's workspace set, as for any matrix product, and fills fresh memory with NaN."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    x, other = inputs(operator, rows, width)
+    plain = step(loss, x, other)
+    torch.use_deterministic_algorithms(True)
+    try:
+        strict = step(loss, x, other)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(plain, strict, strict=True))
+
+
 def test_another_stream_is_used_where_it_is_current(operator, loss):
     x, other = inputs(operator, 956, 256)
     expected = step(loss, x, other)

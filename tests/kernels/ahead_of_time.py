@@ -8,20 +8,25 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
+from merc_kernels._shared.options import Options
 from merc_kernels._shared.triton import reduction
+from merc_kernels._shared.triton.scalars import float_options
+from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton import configuration as contrastive
 from merc_kernels.focal_contrastive.triton import pack as of_rows
+from merc_kernels.focal_contrastive.triton import stats as of_numbers
 from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
 from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
-from merc_kernels.kd_divergence.options import Direction
+from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions
 from merc_kernels.kd_divergence.triton import launch as kd_divergence
 from merc_kernels.kd_divergence.triton.kernels import backward_kernel, forward_kernel
 
 _TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PAIRS = (*((dtype, dtype) for dtype in _TYPES), (torch.bfloat16, torch.float32))
-_LONG = ("temperature", "beta", "ce_weight", "gamma", "classes", "ignore_index", "counted")
+_LONG = ("classes", "ignore_index", "counted")
 _LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr")
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
+_DIVERGENCE = (forward_kernel, backward_kernel)
 _WIDEST = 512  # wider rows have its tiles
 _ARCHITECTURES = (80, 90, 100)
 
@@ -30,7 +35,7 @@ class Configuration(NamedTuple):
     """The arguments of `triton.compiler.ASTSource`, the options of `triton.compile`, and where a call launches it."""
 
     kernel: Any
-    signature: dict[str, str]
+    signature: dict[str, Any]
     constants: dict[str, Any]
     attributes: dict[tuple[int], list[list[Any]]]
     options: dict[str, Any]
@@ -39,9 +44,8 @@ class Configuration(NamedTuple):
 
 def kd_divergence_configurations() -> Iterator[Configuration]:
     """Each kernel, pair of dtypes, tile and direction: with every option and with none, rows aligned or not."""
-    kernels = (forward_kernel, backward_kernel)
     widths = (8 << i for i in range(10))
-    for kernel, pair, width, direction in itertools.product(kernels, _PAIRS, widths, get_args(Direction)):
+    for kernel, pair, width, direction in itertools.product(_DIVERGENCE, _PAIRS, widths, get_args(Direction)):
         student, teacher = pair
         accumulate = torch.float64 if torch.float64 in pair else torch.float32
         blocks = kd_divergence.blocks(width, accumulate, kernel is backward_kernel)
@@ -77,6 +81,8 @@ def focal_contrastive_configurations() -> Iterator[Configuration]:
     """Each kernel in its dtypes, tiles and variants, rows aligned or not; what takes most registers comes last."""
     blocks = {"BLOCK_N": contrastive.RANK_BLOCK, "BLOCK_M": contrastive.RANK_BLOCK}
     yield _configuration(of_rows.rank_kernel, torch.float32, {}, blocks)
+    yield _configuration(of_rows.enter_kernel, torch.float32, {}, {"BLOCK_N": contrastive.RANK_BLOCK})
+    yield _configuration(of_rows.look_up_kernel, torch.float32, {}, {"BLOCK": contrastive.ROW_BLOCK})
     yield from _linear()
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for dtype, width in itertools.product(dtypes, (_WIDEST, 16, 32, 64, 128, 256)):
@@ -88,11 +94,11 @@ def _linear() -> Iterator[Configuration]:
     """The kernels that take a row at a time, of up to 4096 features."""
     for accumulate, some in itertools.product((torch.float64, torch.float32), (False, True)):
         block: dict[str, Any] = {"BLOCK": contrastive.ROW_BLOCK}
-        yield _configuration(of_rows.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some})
+        yield _configuration(of_numbers.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some})
         for partial, kept in ((True, True), (True, False), (False, False)):
             constants = {**block, "SIMILARITY": some, "BOUNDED": some, "PARTIAL": partial, "KEPT": kept}
             constants |= {} if some else {"weights_ptr": None}
-            yield _configuration(of_rows.finish_kernel, accumulate, {}, constants)
+            yield _configuration(of_numbers.finish_kernel, accumulate, {}, constants)
     stored = [(x, x) for x in _TYPES] + [(x, torch.float32) for x in (torch.bfloat16, torch.float16)]
     widths = (1, *(8 << i for i in range(10)))
     for (dtype, packed), width, normalize in itertools.product(stored, widths, (False, True)):
@@ -176,8 +182,12 @@ def _configuration(
         if name in constants:
             signature[name] = "constexpr"
             continue
-        if name in _LABELS:
+        if name == "floats":
+            signature[name] = _floats(KDDivergenceOptions if kernel in _DIVERGENCE else FocalContrastiveOptions)
+        elif name in _LABELS:
             signature[name] = "*i64"
+        elif name == "table_ptr":
+            signature[name] = "*i32"
         elif name.endswith("_ptr"):
             signature[name] = "*" + _TYPES[pointees.get(name, accumulate)]
         else:
@@ -185,3 +195,9 @@ def _configuration(
         if name.endswith("_ptr") or name in aligned:
             attributes[(position,)] = [["tt.divisibility", 16]]
     return Configuration(kernel, signature, constants, attributes, options, architectures)
+
+
+def _floats(options: type[Options]) -> Any:
+    """The types of what a kernel is given of the options that are floats."""
+    floats = float_options(options())
+    return type(floats)(*[("i64", "i64")] * len(floats))

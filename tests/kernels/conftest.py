@@ -43,13 +43,13 @@ def on_host(once):
     return torch.ops.merc_on_host
 
 
-def _compile_on_host(compiler: str, folder: Path) -> None:
+def _compile_on_host(compiler: str, folder: Path, *flags: str) -> None:
     shutil.copytree(ROOT / "csrc", folder, dirs_exist_ok=True)
     shutil.copytree(Path(__file__).parent / "cuda_on_host", folder, dirs_exist_ok=True)
     for name in ("cuda_bf16.h", "cuda_fp16.h"):
         (folder / "cuda" / name).touch()
     sources = [*sorted(folder.glob("*/cuda/*.cu")), folder / "library.cpp"]
-    command = [compiler, "-std=c++20", "-O2", "-w", "-fPIC", "-include", str(folder / "cuda/cuda.h")]
+    command = [compiler, "-std=c++20", "-O2", "-w", "-fPIC", *flags, "-include", str(folder / "cuda/cuda.h")]
     command += [f"-I{folder / 'cuda'}", *INCLUDES, TARGET]
 
     def compiled(shipped: Path) -> str:
@@ -61,13 +61,32 @@ def _compile_on_host(compiler: str, folder: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources))
-    linked = [compiler, "-shared", *objects, "-o", str(folder / "on_host.so")]
+    linked = [compiler, "-shared", *flags, *objects, "-o", str(folder / "on_host.so")]
     _run([*linked, f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"])
 
 
 def _run(command: list[str]) -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patched_once():
+    """The interpreter patches its language for a launch, and not anew for each function called inside."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    interpreter = pytest.importorskip("triton").runtime.interpreter
+    patch, language = interpreter._patch_lang, interpreter.tl
+
+    def once(fn):
+        used = [x for x in fn.__globals__.values() if x is language or x is language.core]
+        patched = all(x.static_print is print for x in used)
+        return interpreter._LangPatchScope() if patched else patch(fn)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang", once)
+        yield
 
 
 @pytest.fixture
@@ -107,7 +126,7 @@ def _poisoned(monkeypatch):
 
     def poisoned(self, *args, **kwargs):
         fresh = new_empty(self, *args, **kwargs)
-        return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << 40)
+        return fresh.fill_(torch.nan if fresh.is_floating_point() else 1 << (40 if fresh.itemsize == 8 else 30))
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import cores
+
 SHARE = "MERC_TEST_SHARE"  # I/N: every N-th of the tests, from the I-th on
 ROOT = Path(__file__).parents[2]
 
 
-def shares(count: int) -> list:
-    """What is interpreted at a time: a marker, and a share of the tests that have it; ``count`` of make test."""
+def shares() -> list:
+    """What is interpreted at a time: a marker, and a share of the tests that have it; in make test one a worker."""
+    count = min(cores.WORKERS, 4)
     full = pytest.param("full", "1/1", marks=pytest.mark.full)
     return [*(("not full", f"{index + 1}/{count}") for index in range(count)), full]
 

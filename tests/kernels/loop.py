@@ -1,7 +1,5 @@
 """The losses once more, a Python loop over anchors and rows: the independent truth. Options as in the package."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -122,7 +120,7 @@ def kd_divergence(
             if y is not None and y[n] == ignore_index:
                 continue
             kept += 1
-            t = temperature[n].item() if isinstance(temperature, Tensor) else temperature
+            t = temperature[n] if isinstance(temperature, Tensor) and temperature.dim() else temperature
             log_q = F.log_softmax(student[n] / t, -1)
             log_p = F.log_softmax((teacher[n] if teacher_grad else teacher[n].detach()) / t, -1)
             if direction == "forward":
@@ -134,7 +132,7 @@ def kd_divergence(
                 m = beta * p + (1 - beta) * q
                 loss = (1 - beta) * (q * (q / m).log()).sum() + beta * (p * (p / m).log()).sum()
             if scale_by_t2:
-                loss = loss * math.pow(t, 2)
+                loss = loss * t**2
             if ce_weight:
                 loss = loss + ce_weight * F.cross_entropy(student[n], y[n])
             losses[-1] = loss if weights is None else loss * weights[n].item()

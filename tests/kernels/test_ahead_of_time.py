@@ -2,8 +2,9 @@
 
 It takes every iterator ``*_configurations`` of tests.kernels.ahead_of_time: an operator adds its own there. By
 default it compiles of each kernel, and of each set of types it is launched with, the last configuration that the
-iterator gives, which should be the one that takes most registers, on two architectures: the one with least shared
-memory, and that of the reference machine. The others, and every configuration, are marked full.
+iterator gives, which should be the one that takes most registers, on two architectures: one with least shared
+memory, and that of the reference machine; on the others, the last configuration of each kernel alone. Every
+configuration is marked full.
 """
 
 import functools
@@ -16,13 +17,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import cores
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-BRIEF = (80, 90)  # of make test
+SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a program may have
+EVERY_TYPE = (90,)
 OPERATORS = ("focal_contrastive", "kd_divergence")
 
 
@@ -35,16 +37,21 @@ def configurations(operator: str) -> list:
 
 def launched(operator: str, architecture: int) -> list[int]:
     """Positions of the configurations that a call launches there."""
-    return [i for i, one in enumerate(configurations(operator)) if architecture in one.architectures]
+    from merc_kernels.focal_contrastive.triton.configuration import architecture_of
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: divmod(architecture, 10))
+        of_tiles = architecture_of(torch.device("cuda"))
+    return [i for i, one in enumerate(configurations(operator)) if of_tiles in one.architectures]
 
 
 def representatives(operator: str, architecture: int) -> list[int]:
-    """Positions of the last configuration of each kernel and set of types."""
+    """Positions of the last configuration of each kernel, and in `EVERY_TYPE` of each set of types."""
     chosen: dict[tuple, int] = {}
     for position in launched(operator, architecture):
         configuration = configurations(operator)[position]
-        types = sorted(set(configuration.signature.values()) - {"constexpr", "i32", "i64"})
-        key = (configuration.kernel.__name__, *types)
+        types = sorted({x for x in configuration.signature.values() if x[0] == "*"})
+        key = (configuration.kernel.__name__, *(types if architecture in EVERY_TYPE else ()))
         chosen[key] = position
     return sorted(set(chosen.values()))
 
@@ -70,7 +77,7 @@ def problem(operator: str, position: int, architecture: int) -> str | None:
         tool = triton.knobs.nvidia.cuobjdump.path
         usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     shared = compiled.metadata.shared
-    if re.search(r"STACK:0 .*LOCAL:0 ", usage) and shared <= SHARED_MEMORY[architecture]:
+    if re.search(r"STACK:0 .*LOCAL:0 ", usage) and shared <= SHARED_MEMORY[architecture] << 10:
         return None
     of_it = f"{configuration.kernel.__name__} {configuration.constants} {configuration.signature.values()}"
     return f"sm_{architecture}: {of_it} {configuration.options}: shared {shared}, {usage.split('Function')[-1].strip()}"
@@ -78,8 +85,8 @@ def problem(operator: str, position: int, architecture: int) -> str | None:
 
 def problems(operator: str, positions: list[int], architecture: int) -> list[str]:
     """Those of many, compiled by as many processes as this one has cores."""
-    workers = min(cores.of_a_worker(), len(positions))
-    if workers == 1:
+    workers = min(cores.of_a_worker(), len(positions) // 12)  # a process takes as long to start as some compile
+    if workers < 2:
         return [one for one in (problem(operator, position, architecture) for position in positions) if one is not None]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         count = len(positions)
@@ -97,7 +104,7 @@ class TestCompiles:
             x for x in vars(ahead_of_time) if x.endswith(ending)
         }
 
-    @pytest.mark.parametrize("architecture", BRIEF)
+    @pytest.mark.parametrize("architecture", SHARED_MEMORY)
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_representatives(self, operator, architecture):
         positions = representatives(operator, architecture)

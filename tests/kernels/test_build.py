@@ -6,6 +6,8 @@ import pytest
 import setuptools
 import torch
 
+from merc_kernels._shared.default import covers
+
 SETUP = Path(__file__).parents[2] / "setup.py"
 pytest.importorskip("packaging")
 
@@ -67,3 +69,8 @@ def test_force_builds_against_a_torch_without_cuda_and_needs_nvcc(build, monkeyp
     monkeypatch.delenv("CUDA_HOME")
     with pytest.raises(SystemExit, match="MERC_FORCE_CUDA=1 needs nvcc: put it on PATH, or set CUDA_HOME"):
         build["cuda_toolkit"]()
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (13, 0)])
+def test_the_architectures_compiled_unasked_serve_every_gpu_from_sm_80_on(build, capability):
+    assert covers(build["CUDA_ARCHS"], capability)

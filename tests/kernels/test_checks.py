@@ -61,6 +61,11 @@ FOCAL = [
     ({"ignore_index": False}, "ignore_index", "an int", "False"),
     ({"reduction": "avg"}, "reduction", "'mean' or 'batchmean' or 'sum' or 'none'", "'avg'"),
     ({"reduction": None}, "reduction", "'none'", "None"),
+    ({"temperature": 1e-46}, "temperature", "from 1e-09 to 1e+09", "1e-46"),
+    ({"temperature": 1e300}, "temperature", "from 1e-09 to 1e+09", "1e+300"),
+    ({"temperature": torch.tensor(1e30)}, "temperature", "from 1e-09 to 1e+09", "e+30"),
+    ({"class_weights": torch.tensor([1.0, NAN])}, "class_weights", "numbers >= 0", "nan"),
+    ({"class_weights": torch.tensor([-1.0, 1.0])}, "class_weights", "numbers >= 0", "-1.0"),
     ({"class_weights": [1.0, 2.0]}, "class_weights", "tensor of shape (C,)", "[1.0, 2.0]"),
     ({"class_weights": torch.ones(2, 1)}, "class_weights", "shape (C,)", "shape (2, 1)"),
     ({"class_weights": torch.ones(0)}, "class_weights", "C > 0", "shape (0,)"),
@@ -111,8 +116,11 @@ KD = [
     ({"temperature": 0.0}, "temperature", "a finite number > 0", "0.0"),
     ({"temperature": -1}, "temperature", "> 0", "-1"),
     ({"temperature": float("inf")}, "temperature", "finite", "inf"),
-    ({"temperature": torch.tensor(2.0)}, "temperature", "shape (4,)", "shape ()"),
-    ({"temperature": torch.ones(3)}, "temperature", "shape (4,)", "shape (3,)"),
+    ({"temperature": 1e-46}, "temperature", "from 1e-09 to 1e+09", "1e-46"),
+    ({"temperature": 1e300}, "temperature", "from 1e-09 to 1e+09", "1e+300"),
+    ({"temperature": torch.tensor(1e-30)}, "temperature", "from 1e-09 to 1e+09", "e-30"),
+    ({"temperature": torch.tensor([1.0, 2.0, 1e30, 4.0])}, "temperature", "from 1e-09 to 1e+09", "e+30"),
+    ({"temperature": torch.ones(3)}, "temperature", "shape () or (4,)", "shape (3,)"),
     ({"temperature": torch.tensor([1.0, 2.0, -3.0, 4.0])}, "temperature", "> 0", "-3.0"),
     ({"temperature": torch.tensor([1.0, NAN, 3.0, 4.0])}, "temperature", "finite", "nan"),
     ({"direction": "kl"}, "direction", "'forward' or 'reverse' or 'js'", "'kl'"),
@@ -201,8 +209,9 @@ def test_modules_check_their_options_at_once(module, change, name, expected, act
 
 
 def test_a_module_refuses_a_temperature_that_would_not_move_with_it():
-    refused(FocalContrastiveLoss, {"temperature": torch.tensor(0.1)}, "temperature", "nn.Parameter", "shape ()")
-    refused(FocalContrastiveLoss, {"temperature": torch.nn.Parameter(torch.ones(2))}, "temperature", "()", "(2,)")
+    for module in (FocalContrastiveLoss, KDDivergence):
+        refused(module, {"temperature": torch.tensor(0.1)}, "temperature", "nn.Parameter", "shape ()")
+        refused(module, {"temperature": torch.nn.Parameter(torch.ones(2))}, "temperature", "()", "(2,)")
 
 
 def test_what_is_ignored_is_not_checked():

@@ -70,7 +70,7 @@ def test_their_values_are_checked(backend):
         kd_divergence(x, x, labels=labels, backend=backend)
     with pytest.raises(ValueError, match="labels: expected labels in"):
         focal_contrastive_loss(x, labels, prototypes=x, backend=backend)
-    with pytest.raises(ValueError, match="temperature: expected finite numbers > 0"):
+    with pytest.raises(ValueError, match="temperature: expected a finite number > 0"):
         kd_divergence(x, x, temperature=torch.tensor([1.0, -1.0, 1.0]).as_subclass(Targets), backend=backend)
     with pytest.raises(ValueError, match="class_counts: expected finite numbers >= 0"):
         class_balanced_weights(torch.tensor([3, -1]).as_subclass(Inputs))

@@ -325,18 +325,15 @@ class TestExtremes:
         value, ds, _ = run(kernels, student, teacher, {"direction": direction, "reduction": "none"})
         assert value.isnan().tolist() == ds.isnan().any(-1).tolist() == [False, True, False]
 
-    @pytest.mark.parametrize("width", [5, 70])
-    def test_a_spoilt_row_is_nan(self, kernels, direction, width):
-        for labelled in (True, False):
-            options = {"direction": direction, "reduction": "none"}
-            options |= {"labels": spoiled.LABELS, "ce_weight": 0.5} if labelled else {}
-            upstream = torch.ones(spoiled.ROWS)
-            spoiled.check(
-                lambda *pair: run(kernels, *pair, options, upstream=upstream),  # noqa: B023
-                width,
-                torch.float32,
-                labelled,
-            )
+    @pytest.mark.parametrize(
+        ("width", "labelled"),
+        [(5, False), (70, True), *(pytest.param(*case, marks=pytest.mark.full) for case in ((5, True), (70, False)))],
+    )
+    def test_a_spoilt_row_is_nan(self, kernels, direction, width, labelled):
+        options = {"direction": direction, "reduction": "none"}
+        options |= {"labels": spoiled.LABELS, "ce_weight": 0.5} if labelled else {}
+        upstream = torch.ones(spoiled.ROWS)
+        spoiled.check(lambda *pair: run(kernels, *pair, options, upstream=upstream), width, torch.float32, labelled)
 
     def test_same_bits_on_repeat(self, kernels, direction):
         student, teacher = torch.randn(2, 9, 1000).bfloat16(), torch.randn(9, 1000)
@@ -423,6 +420,6 @@ class TestOperator:
 class TestInterpreter:
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize(("marker", "share"), interpreted.shares(3))
+    @pytest.mark.parametrize(("marker", "share"), interpreted.shares())
     def test_values(self, marker, share):
         interpreted.run(__file__, marker, share)

@@ -1,6 +1,8 @@
 """Launches through Triton's own binder, compiler and launcher, with a driver that does nothing: no GPU, no values."""
 
 import ctypes
+import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -65,16 +67,20 @@ def contrastive(driver, monkeypatch):
     """Forward and backward pass of the focal contrastive loss; every gradient where ``everything`` is there."""
     from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
     from merc_kernels.focal_contrastive.triton import launch as kernels
+    from merc_kernels.focal_contrastive.triton import source_gradient
 
-    monkeypatch.setattr(kernels, "length", lambda count, device: count)  # as on a GPU
+    for module in (kernels, source_gradient):
+        monkeypatch.setattr(module, "length", lambda count, device: count)  # as on a GPU
 
-    def both(rows, width, dtype, focal="similarity", everything=False):
+    def both(rows, width, dtype, focal="similarity", everything=False, **numbers):
         x, labels = torch.zeros(rows, width, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         prototypes, refs = (torch.zeros(5, width, dtype=dtype) if everything else None for _ in range(2))
         tau = torch.ones((), dtype=accumulate) if everything else None
         weights = torch.ones(5, dtype=accumulate) if everything else None
-        options = FocalContrastiveOptions(focal=focal, detach_focal=not everything, prototype_anchors=everything)
+        options = FocalContrastiveOptions(
+            focal=focal, detach_focal=not everything, prototype_anchors=everything, **numbers
+        )
         others = (prototypes, refs, None if refs is None else labels[:5])
         loss, divisor, *saved = kernels.forward(x, labels, *others, weights, tau, options)
         wanted = (True, everything, everything, everything)
@@ -89,13 +95,13 @@ def divergence(driver):
     from merc_kernels.kd_divergence.options import KDDivergenceOptions
     from merc_kernels.kd_divergence.triton import launch as kernels
 
-    def both(rows, classes, dtype, everything=False):
+    def both(rows, classes, dtype, everything=False, **numbers):
         pair = torch.zeros(rows, classes, dtype=dtype), torch.zeros(rows, classes, dtype=dtype)
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-        numbers, labels = torch.ones(rows, dtype=accumulate), torch.zeros(rows, dtype=torch.int64)
-        some = (numbers, labels, numbers) if everything else (None, None, None)
+        ones, labels = torch.ones(rows, dtype=accumulate), torch.zeros(rows, dtype=torch.int64)
+        some = (ones, labels, ones) if everything else (None, None, None)
         chosen = {"direction": "js", "ce_weight": 0.3} if everything else {}
-        options = KDDivergenceOptions(**chosen)
+        options = KDDivergenceOptions(**chosen | numbers)
         loss, divisor, saved = kernels.forward(*pair, *some, options, 1)
         kernels.backward(loss, divisor, saved, *pair, *some, options, (True, everything))
 
@@ -127,6 +133,18 @@ def test_another_number_of_rows_compiles_nothing(driver, contrastive, divergence
         for rows in (1001, 1024, 16, 2, 1):
             call(rows, 48, torch.bfloat16)
         assert driver()[1] == before
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "values"), [("contrastive", "gamma", (3.0, 2.4, 0.5)), ("divergence", "beta", (0.3, 0.875))]
+)
+def test_another_value_of_a_float_option_compiles_nothing(driver, loss, name, values, request):
+    call = functools.partial(request.getfixturevalue(loss), ROWS, 7, torch.float32)
+    call(**{name: 0.7})
+    _, before = driver()
+    for temperature, value in itertools.product((0.5, 0.07, 1.0, 1 / 3, 2.0**29), values):
+        call(temperature=temperature, **{name: value})
+    assert driver()[1] == before
 
 
 def test_a_launch_that_a_gpu_would_refuse_is_refused(driver):

@@ -29,6 +29,7 @@ SMALL = [
     "epochs=2",
     "batch_dialogues=4",
     "memory=false",
+    "linear=false",
 ]
 FEW = ["--rows", "logistic,early,ce,elcl,full"]
 
@@ -96,7 +97,9 @@ def test_the_table(done: Path, corpus_path: Path) -> None:
     corpus = Corpus.load(corpus_path)
     assert results["utterances"] == corpus.class_counts(corpus.dialogues("test")).sum()
     rows = {row["name"]: row for row in results["rows"]}
-    assert rows["full"]["same_as"] == "elcl", "without the memory, full has prototypes as candidates: trained once"
+    assert rows["full"]["same_as"] == "elcl", (
+        "without memory and linear model, full has prototypes as candidates: trained once"
+    )
     assert len(list((done / "cells").rglob("*.json"))) == 1 + 2 * 3
     for row in results["rows"]:
         for average in ("weighted_f1", "macro_f1", "accuracy", "uar"):
@@ -236,7 +239,7 @@ def test_logistic_regression_looks_as_far_as_it_pays() -> None:
     corpus = echoing()
     baseline = LogisticBaseline(corpus)
     assert baseline.window >= 1
-    assert baseline.parameters == 3 * ((2 * baseline.window + 1) * 3 + 1)
+    assert baseline.parameters == 3 * ((2 * baseline.window + 3) * 3 + 1)
     test = corpus.dialogues("test")
     inner = np.ones((8, 12), dtype=bool)
     inner[:, 0] = False  # nobody can know the first
@@ -247,14 +250,28 @@ def test_logistic_regression_looks_as_far_as_it_pays() -> None:
 def test_neighbours_end_with_the_dialogue_and_missing_rows_are_the_mean() -> None:
     corpus = small_corpus(lengths=(2, 3, *[4] * 13))
     baseline = LogisticBaseline(corpus)
-    inputs = baseline._inputs(corpus, 1).reshape(-1, 3, sum(DIMS.values()))
-    np.testing.assert_array_equal(inputs[1, 2], 0)
-    np.testing.assert_array_equal(inputs[2, 0], 0)
-    np.testing.assert_array_equal(inputs[3, 0], inputs[2, 1])
-    np.testing.assert_array_equal(inputs[3, 2], inputs[4, 1])
+    width = DIMS["text"] + 2 * (DIMS["audio"] + DIMS["visual"])
+    inputs = baseline._inputs(corpus, 1).reshape(-1, 5, width)
+    before, own, after = inputs[:, 3], inputs[:, 0], inputs[:, 4]
+    np.testing.assert_array_equal(after[1], 0)
+    np.testing.assert_array_equal(before[2], 0)
+    np.testing.assert_array_equal(before[3], own[2])
+    np.testing.assert_array_equal(after[3], own[4])
     missing = np.isnan(corpus.features["audio"]).any(axis=1)
     assert missing.any()
-    np.testing.assert_array_equal(inputs[missing, 1, 8:13], 0)
+    audio = slice(DIMS["text"], DIMS["text"] + 2 * DIMS["audio"])
+    np.testing.assert_array_equal(own[missing, audio], 0)
+
+
+def test_logistic_regression_is_given_the_means_of_the_speaker_and_of_the_others() -> None:
+    corpus = replace(small_corpus(lengths=(4, *[4] * 14)), speakers=np.tile([0, 1, 0, 0], 15))
+    baseline = LogisticBaseline(corpus)
+    width = DIMS["text"] + 2 * (DIMS["audio"] + DIMS["visual"])
+    own, mean, others = baseline._inputs(corpus, 0).reshape(-1, 3, width)[:4].transpose(1, 0, 2)
+    near, far = np.exp(-2 / 8), np.exp(-3 / 8)
+    np.testing.assert_allclose(mean[0], (near * own[2] + far * own[3]) / (near + far), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mean[1], 0)
+    np.testing.assert_allclose(others[[0, 2, 3]], own[[1, 1, 1]], rtol=1e-5, atol=1e-6)
 
 
 def test_one_class_is_too_few_for_logistic_regression() -> None:

@@ -49,8 +49,32 @@ def test_text_leads_the_memory_and_audio_says_a_little_where_there_is_no_text() 
     assert (unheard[1] - unheard[0]) < 0.5 * (heard[0] - heard[1])
 
 
+def test_a_speaker_s_other_utterances_add_their_mean_evidence_near_ones_first() -> None:
+    alone, memory = (Memory({"text": 2}, 2, small_config(memory_reach=reach)) for reach in (0.0, 2.0))
+    known = batch_of([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], [0, 1, 1])
+    for each in (alone, memory):
+        each.fill(known.features, known)
+    asking = batch_of([[5.0, 0.0], [1.0, 1.0], [0.0, 1.0], [-1.0, 0.3]], [IGNORE_INDEX] * 4)
+    asking = replace(asking, speakers=torch.tensor([[0, 1, 0, 0]]))
+    own = alone(asking.features, asking)[0]
+    near, far = math.exp(-2 / 2), math.exp(-3 / 2)
+    around = memory(asking.features, asking)[0]
+    torch.testing.assert_close(around[0], own[0] + (near * own[2] + far * own[3]) / (near + far))
+    torch.testing.assert_close(around[1], own[1])  # nothing else was said by this speaker
+
+
+def test_what_stands_in_the_padding_adds_no_evidence() -> None:
+    memory = Memory({"text": 2}, 2, small_config(memory_reach=2.0))
+    known = batch_of([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]], [0, 1, 1])
+    memory.fill(known.features, known)
+    short = batch_of([[5.0, 0.0], [1.0, 1.0]], [IGNORE_INDEX] * 2)
+    longer = batch_of([[5.0, 0.0], [1.0, 1.0], [9.0, 9.0]], [IGNORE_INDEX] * 3)
+    longer = replace(longer, utterance_mask=torch.tensor([[True, True, False]]))
+    torch.testing.assert_close(memory(longer.features, longer)[:, :2], memory(short.features, short))
+
+
 def test_an_utterance_of_which_nothing_is_known_gets_no_evidence() -> None:
-    memory = Memory({"text": 2}, 2, small_config())
+    memory = Memory({"text": 2}, 2, small_config(memory_reach=0.0))
     known = batch_of([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [0, 1, 1])
     memory.fill(known.features, known)
     asking = known.without("text")
@@ -59,7 +83,7 @@ def test_an_utterance_of_which_nothing_is_known_gets_no_evidence() -> None:
 
 
 def test_nothing_is_said_before_anything_is_remembered_nor_of_classes_that_never_came() -> None:
-    memory = Memory({"text": 2}, 3, small_config())
+    memory = Memory({"text": 2}, 3, small_config(memory_reach=0.0))
     known = batch_of([[1.0, 0.0], [0.0, 1.0]], [0, 1])
     assert not memory(known.features, known).any()
     memory.fill(known.features, known)

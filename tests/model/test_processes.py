@@ -41,7 +41,10 @@ def test_several_jobs_share_the_tasks_and_have_a_thread_each() -> None:
 @pytest.mark.parametrize(
     ("task", "error", "message"),
     [
-        (raising("__import__('merc_model').UserError('no such thing')"), UserError, "^no such thing$"),
+        pytest.param(
+            *(raising("__import__('merc_model').UserError('no such thing')"), UserError, "^no such thing$"),
+            marks=pytest.mark.full,
+        ),
         ("1 / 0", RuntimeError, "ZeroDivisionError"),
         ("__import__('os')._exit(3)", UserError, r"ended with exit code 3.*the same command goes on"),
     ],

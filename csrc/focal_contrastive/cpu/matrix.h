@@ -63,7 +63,7 @@ MERC_LOOP void attract_similar(
     const A* __restrict x, const Window run, const TileOptions<A> o, A a, A* __restrict terms) {
 #pragma omp simd
   MERC_COLUMNS(j, run.size) {
-    terms[j] = run.holds(j) ? -similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma).h * a : A(0);
+    terms[j] = run.holds(j) ? -similarity_factor<Math<A>, power>(x[j], o.temperature, o).h * a : A(0);
   }
 }
 
@@ -74,16 +74,16 @@ MERC_LOOP void attract_similar_both(
 #pragma omp simd
   MERC_COLUMNS(j, run.size) {
     const A both = a + column_a[j];
-    terms[j] = run.holds(j) ? -similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma).h * both : A(0);
+    terms[j] = run.holds(j) ? -similarity_factor<Math<A>, power>(x[j], o.temperature, o).h * both : A(0);
   }
 }
 
 template <Focal focal, Power power, class A>
 inline A slope(A x, A l, const TileOptions<A>& o) {
   if constexpr (focal == Focal::similarity) {
-    return slope_by_s(similarity_factor<Math<A>, power>(x, o.temperature, o.gamma), l, o.detach_focal);
+    return slope_by_s(similarity_factor<Math<A>, power>(x, o.temperature, o), l, o.detach_focal);
   } else {
-    return slope_by_s(probability_factor<Math<A>, power>(l, o.gamma), l, o.detach_focal);
+    return slope_by_s(probability_factor<Math<A>, power>(l, o), l, o.detach_focal);
   }
 }
 

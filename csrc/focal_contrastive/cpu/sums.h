@@ -146,7 +146,7 @@ MERC_LOOP Positives<A> similar(
 #pragma omp simd reduction(+ : v, h)
   MERC_COLUMNS(j, run.size) {
     const bool in = run.holds(j);
-    const A factor = in ? similarity_factor<Math<A>, power>(x[j], o.temperature, o.gamma).h : A(0);
+    const A factor = in ? similarity_factor<Math<A>, power>(x[j], o.temperature, o).h : A(0);
     const A term = in ? factor * score(x[j]) : A(0);
     v += term;
     h += factor;
@@ -175,10 +175,10 @@ void similarity_positives(
 template <Focal focal, Power power, class A>
 inline Positives<A> positive(A x, A l, const TileOptions<A>& o) {
   if constexpr (focal == Focal::similarity) {
-    const A h = similarity_factor<Math<A>, power>(x, o.temperature, o.gamma).h;
+    const A h = similarity_factor<Math<A>, power>(x, o.temperature, o).h;
     return {h * l, h};
   } else {
-    const Factor<A> factor = probability_factor<Math<A>, power>(l, o.gamma);
+    const Factor<A> factor = probability_factor<Math<A>, power>(l, o);
     return {factor.h * l, -slope_by_s(factor, l, o.detach_focal)};
   }
 }

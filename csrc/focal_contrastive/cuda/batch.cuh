@@ -64,11 +64,11 @@ struct Batch {
       case Power::zero:
         return {A(1), A(0)};
       case Power::one:
-        return similarity_factor<Math<A>, Power::one>(cosine, tau, options.gamma);
+        return similarity_factor<Math<A>, Power::one>(cosine, tau, options);
       case Power::two:
-        return similarity_factor<Math<A>, Power::two>(cosine, tau, options.gamma);
+        return similarity_factor<Math<A>, Power::two>(cosine, tau, options);
       default:
-        return similarity_factor<Math<A>, Power::any>(cosine, tau, options.gamma);
+        return similarity_factor<Math<A>, Power::any>(cosine, tau, options);
     }
   }
 
@@ -77,11 +77,11 @@ struct Batch {
       case Power::zero:
         return {A(1), A(0)};
       case Power::one:
-        return probability_factor<Math<A>, Power::one>(l, options.gamma);
+        return probability_factor<Math<A>, Power::one>(l, options);
       case Power::two:
-        return probability_factor<Math<A>, Power::two>(l, options.gamma);
+        return probability_factor<Math<A>, Power::two>(l, options);
       default:
-        return probability_factor<Math<A>, Power::any>(l, options.gamma);
+        return probability_factor<Math<A>, Power::any>(l, options);
     }
   }
 };

@@ -51,9 +51,9 @@ struct ForwardTargets {
   const A* class_weights;  // or null
   int row_blocks, splits;
   RowSums<A>* sums;    // (G, row_blocks, splits, kTile)
-  unsigned* counters;  // (G, row_blocks)
-  Total* totals;       // likewise
-  unsigned ticket;
+  unsigned* counters;  // (G, row_blocks), where splits > 1
+  Total* totals;       // (G, row_blocks)
+  unsigned* counter;   // of row blocks
 };
 
 // A thread's 16 scores of a tile.
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) forward_tiles(
     return;
   }
   const unsigned row_blocks = gridDim.x / to.splits;
-  blocks_total(mine, to.totals, to.ticket, static_cast<unsigned>(row_block), row_blocks, [&](const Total& total) {
+  blocks_total(mine, to.totals, to.counter, static_cast<unsigned>(row_block), row_blocks, [&](const Total& total) {
     const bool counting = to.reduction == Reduction::mean || to.reduction == Reduction::batchmean;
     const double divisor = counting && total.kept > 1 ? total.kept : 1;
     *to.divisor = static_cast<A>(divisor);

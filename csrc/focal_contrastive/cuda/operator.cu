@@ -86,10 +86,11 @@ Outputs forward(const ForwardArguments& call) {
   const int64_t splits = splits_for(2 * int64_t{place.multiprocessors()}, all_blocks, rows - batch.first_candidate);
   const bool merged = splits > 1;
   const Tensor sums = place.empty({merged ? all_blocks * splits * kTile * 5 : 0}, type);
-  const Tensor counters = place.empty({merged ? all_blocks : 0}, ScalarType::Int);
+  const int64_t counted = (merged ? all_blocks : 0) + (all_blocks > 1 ? 1 : 0);
+  const Tensor counters = place.empty({counted}, ScalarType::Int);
   const Tensor totals = place.empty({all_blocks > 1 ? all_blocks * 2 : 0}, ScalarType::Double);
 
-  if (const int64_t packed = std::max(groups * rows * kWarp, merged ? all_blocks : 0)) {
+  if (const int64_t packed = std::max(groups * rows * kWarp, counted)) {
     Packed<A> to{};
     for (int i = 0; i < kSources; ++i) {
       to.sources[i] = SourceRows(arguments.sources[i]);
@@ -105,7 +106,7 @@ Outputs forward(const ForwardArguments& call) {
     to.index = static_cast<int64_t*>(index.mutable_data_ptr());
     to.classes = call.classes();
     to.counters = static_cast<unsigned*>(counters.mutable_data_ptr());
-    to.counted = counters.numel();
+    to.counted = counted;
     launch(pack<A>, dim3(grid_of(divide_up(packed, kPackThreads))), dim3(kPackThreads), place, batch, to);
   }
 
@@ -119,7 +120,7 @@ Outputs forward(const ForwardArguments& call) {
   to.sums = static_cast<RowSums<A>*>(sums.mutable_data_ptr());
   to.counters = static_cast<unsigned*>(counters.mutable_data_ptr());
   to.totals = static_cast<Total*>(totals.mutable_data_ptr());
-  to.ticket = all_blocks > 1 ? take_ticket(place) : 0;
+  to.counter = all_blocks > 1 ? to.counters + counted - 1 : nullptr;
   with_engine(z_type_of(arguments), [&](auto e) {
     using E = decltype(e);
     if constexpr (std::is_same_v<typename Engine<E>::A, A>) {

@@ -192,7 +192,7 @@ __device__ __forceinline__ void unpack_row(
 
 // A row to threads of the same threadIdx.y; the block behind the last row sums up the temperature's gradient.
 template <class A>
-__global__ void __launch_bounds__(kUnpackThreads)
+__global__ void __launch_bounds__(kUnpackThreads, 1)  // ptxas, left alone, spills to have more blocks at once
     unpack(const __grid_constant__ Batch<A> p, const __grid_constant__ Unpacked<A> from) {
   int64_t rows = 0;
   for (const Target& target : from.targets) {

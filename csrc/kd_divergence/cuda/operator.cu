@@ -6,8 +6,9 @@
 //
 //   T dD/ds = q - p;  q (log q - log p - KL(q|p));  (1 - beta) q (log q - log m - KL(q|m)).
 //
-// One launch each way: no atomics on values, no host synchronisation, offsets in 64 bits. (Where the gradient is made
-// in the forward pass, over a number of kept rows that only the device knows, a launch before it counts them.)
+// One launch each way: no atomics, no host synchronisation, offsets in 64 bits. A scalar of more than one block takes
+// another, for the sum over the blocks. (Where the gradient is made in the forward pass, over a number of kept rows that
+// only the device knows, a launch before it counts them.)
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -79,7 +80,8 @@ Outputs forward(const ForwardArguments& call) {
   const dim3 block = narrow ? dim3(kNarrowThreads) : wide_block(threads_a_row(rows.classes, kWideThreads));
   const int64_t rows_a_block = narrow ? rows_a_tile<A>(rows.classes) : block.y;
   const int64_t blocks = blocks_for(count, rows_a_block, none ? kMostGrid : kMostBlocks);
-  const Tensor partials = place.empty({!none && blocks > 1 ? blocks * 2 : 0}, ScalarType::Double);
+  const bool partial = !none && blocks > 1;
+  const Tensor partials = place.empty({partial ? blocks * 2 : 0}, ScalarType::Double);
 
   ForwardTargets<A> to{};
   to.losses = none ? static_cast<A*>(loss.mutable_data_ptr()) : nullptr;
@@ -91,8 +93,7 @@ Outputs forward(const ForwardArguments& call) {
                      : call.reduction == Reduction::batchmean ? static_cast<A>(std::max<int64_t>(count, 1))
                                                               : A(1);
   to.counted = to.divisor;
-  to.partials = static_cast<Total*>(partials.mutable_data_ptr());
-  to.ticket = !none && blocks > 1 ? take_ticket(place) : 0;
+  to.partials = partial ? static_cast<Total*>(partials.mutable_data_ptr()) : nullptr;
   if (call.counts_kept() && makes_gradient) {
     launch(count_kept<A>, dim3(1), dim3(kCountThreads), place, rows, to.divisor);
   }
@@ -100,6 +101,9 @@ Outputs forward(const ForwardArguments& call) {
                       : makes_gradient ? wide_forward_of<A, true>(rows.options.direction)
                                        : wide_forward_of<A, false>(rows.options.direction);
   launch(kernel, dim3(static_cast<unsigned>(blocks)), block, place, rows, to);
+  if (partial) {
+    launch(add_blocks<A>, dim3(1), dim3(kSumThreads), place, to, static_cast<int>(blocks));
+  }
   return {loss, divisor, saved};
 }
 

@@ -55,8 +55,7 @@ struct ForwardTargets {
   char* gradient;      // of the student, contiguous, for a gradient of 1; or null
   A fixed_divisor;     // 0: the number of kept rows, which `counted` holds already where there is a gradient
   const A* counted;
-  Total* partials;  // a block each
-  unsigned ticket;
+  Total* partials;  // a block each, for `add_blocks`; or null: there is one block
 };
 
 template <class A>
@@ -122,7 +121,16 @@ __device__ __forceinline__ A forward_divisor(const ForwardTargets<A>& to) {
   return to.fixed_divisor != A(0) ? to.fixed_divisor : *to.counted;
 }
 
-// Ends a forward launch: the scalar and its divisor, from every thread's own rows.
+// The scalar and its divisor.
+template <class A>
+__device__ __forceinline__ void put_total(const ForwardTargets<A>& to, const Total& total) {
+  const double counted = total.kept > 1 ? total.kept : 1;
+  const double divisor = to.fixed_divisor != A(0) ? static_cast<double>(to.fixed_divisor) : counted;
+  *to.loss = static_cast<A>(total.loss / divisor);
+  *to.divisor = static_cast<A>(divisor);
+}
+
+// Ends a forward launch, from every thread's own rows.
 template <class A>
 __device__ __forceinline__ void finish(const ForwardTargets<A>& to, Total mine) {
   if (to.losses) {
@@ -131,12 +139,30 @@ __device__ __forceinline__ void finish(const ForwardTargets<A>& to, Total mine) 
     }
     return;
   }
-  blocks_total(mine, to.partials, to.ticket, blockIdx.x, gridDim.x, [&](const Total& total) {
-    const double counted = total.kept > 1 ? total.kept : 1;
-    const double divisor = to.fixed_divisor != A(0) ? static_cast<double>(to.fixed_divisor) : counted;
-    *to.loss = static_cast<A>(total.loss / divisor);
-    *to.divisor = static_cast<A>(divisor);
-  });
+  const Total total = block_total(mine);
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    if (to.partials) {
+      to.partials[blockIdx.x] = total;
+    } else {
+      put_total(to, total);
+    }
+  }
+}
+
+// The sum over the blocks of a forward launch, in a launch of its own: a counter of blocks would have to be zeroed in
+// one too, or outlive the call, where launches at the same time share it. One block.
+constexpr int kSumThreads = 256;
+
+template <class A>
+__global__ void __launch_bounds__(kSumThreads) add_blocks(const __grid_constant__ ForwardTargets<A> to, int blocks) {
+  Total mine{0, 0};
+  for (int i = threadIdx.x; i < blocks; i += kSumThreads) {
+    mine = mine + to.partials[i];
+  }
+  const Total total = block_total(mine);
+  if (threadIdx.x == 0) {
+    put_total(to, total);
+  }
 }
 
 // The number of kept rows, at least 1: one block.

@@ -78,7 +78,7 @@ class Call:
         self.packed_dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
         self.temperature = temperature
         self.options = options
-        self.float_options = float_options(options)
+        self.floats = float_options(options)
         self.variant = Variant.of(options, known_temperature=temperature is None)
         self.architecture = architecture_of(self.device)
 

@@ -10,6 +10,7 @@ from triton import next_power_of_2
 from merc_kernels.focal_contrastive.options import SMALLEST_BOUNDED, FocalContrastiveOptions
 
 ROW_BLOCK, RANK_BLOCK = 512, 64
+SCANNED = 4096  # packed rows up to which labels are named by a scan, of 32 us at most; a table takes 10, and 2 launches
 
 
 class Tile(NamedTuple):

@@ -19,11 +19,11 @@ read.
 import triton
 import triton.language as tl
 
-from merc_kernels._shared.triton.scalars import double
-from merc_kernels.focal_contrastive.triton.pack import LN2, NEVER, factor_of, log2_per_tau, scalar
+from merc_kernels.focal_contrastive.triton.numbers import LN2, NEVER, factor_of, log2_per_tau, scalar
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
     dot,
+    factor_options,
     labels,
     parts,
     place,
@@ -59,7 +59,7 @@ def _weights(
     column,
     to_score,
     tau,
-    gamma,
+    of_factor,
     SIMILARITY: tl.constexpr,
     DETACH: tl.constexpr,
     POWER: tl.constexpr,
@@ -80,14 +80,14 @@ def _weights(
         soft_w = soft * p
         soft_m = soft_w + column_soft * column_p
     if SIMILARITY:
-        h, slope = raised(0.5 - 0.5 * cosine, gamma, POWER)
+        h, slope = raised(0.5 - 0.5 * cosine, of_factor, POWER)
         hard_w, hard_m = -h * a, -h * (a + column_a)
         if not DETACH:
             hard_m += slope * (a * ell + column_a * column_ell) * (0.5 * tau * LN2)
     else:
-        _, by_s = probability(ell, p, gamma, DETACH, POWER)
+        _, by_s = probability(ell, p, of_factor, DETACH, POWER)
         hard_w = a * by_s
-        _, by_s = probability(column_ell, column_p, gamma, DETACH, POWER)
+        _, by_s = probability(column_ell, column_p, of_factor, DETACH, POWER)
         hard_m = hard_w + column_a * by_s
     m = tl.where(other, soft_m + tl.where(alike, hard_m, 0.0), 0.0)
     return m, tl.where(other, soft_w + tl.where(alike, hard_w, 0.0), 0.0)
@@ -117,8 +117,7 @@ def pair_gradient_kernel(
     tiles,  # a split
     chunks,  # of BLOCK_D features
     width,
-    temperature: tl.int64,
-    gamma: tl.int64,
+    floats,  # `float_options`
     SIMILARITY: tl.constexpr,
     DETACH: tl.constexpr,
     POWER: tl.constexpr,
@@ -147,8 +146,8 @@ def pair_gradient_kernel(
     lane = tl.arange(0, BLOCK_D)
     if WHOLE:
         row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
-    tau, to_score = scalar(temperature_ptr, temperature, dtype), log2_per_tau(temperature_ptr, temperature, dtype)
-    power = double(gamma).to(dtype)
+    tau, to_score = scalar(temperature_ptr, floats.temperature, dtype), log2_per_tau(temperature_ptr, floats, dtype)
+    of_factor = factor_options(floats, dtype)
     matrix_scale = tl.full([], 1.0, dtype)
     if matrix_scale_ptr is not None:
         matrix_scale = tl.load(matrix_scale_ptr)
@@ -183,7 +182,9 @@ def pair_gradient_kernel(
             other = (i + row_first)[:, None] != (j + column_first)[None, :]
             column = _stats(column_stats_ptr, j, columns, column_total, 0)
             some = cosines[part]
-            m, w = _weights(some, alike, other, row, column, to_score, tau, power, SIMILARITY, DETACH, POWER, BOUNDED)
+            m, w = _weights(
+                some, alike, other, row, column, to_score, tau, of_factor, SIMILARITY, DETACH, POWER, BOUNDED
+            )
             if tau_ptr is not None:
                 dtau += tl.sum(w * some, 1)
             m = factor_of((m * matrix_scale).to(row_z_ptr.dtype.element_ty), PRECISION)

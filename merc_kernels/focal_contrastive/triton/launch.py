@@ -3,9 +3,7 @@
 r"""The focal contrastive loss in Triton: the operators, made of the kernels beside this file.
 
 Forward: pack, sums over pairs (for probability a second sweep, over what L weighs), finish, reduce. Backward: the
-scaled statistics of a row, and then for each wanted source its gradient from all columns, and unpack. Narrow rows stay
-in registers with their gradient (`held_tile`). Wider ones have W + W' written strip by strip, and the vendor's matrix
-product multiplies it by Z: the scores are then computed once, whatever the width.
+scaled statistics of a row, and then for each wanted source its gradient.
 
 A float32 product is what torch.matmul would make of it: tf32 where torch.backends.cuda.matmul allows it, else IEEE.
 Tensor cores cut a float32 factor to tf32: z and W + W' are rounded to it before.
@@ -13,36 +11,19 @@ A new number of rows compiles nothing: tiles depend on the dtype and on the widt
 programs where the rows alone would leave processors idle.
 """
 
-import itertools
-import math
-
 import torch
 import triton
 from torch import Tensor
 
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
-from merc_kernels._shared.triton.scalars import bits
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
-from merc_kernels.focal_contrastive.triton.call import Call, Source, length, row_programs, splits_of
-from merc_kernels.focal_contrastive.triton.configuration import (
-    RANK_BLOCK,
-    ROW_BLOCK,
-    held_tile,
-    matrix_tile,
-    row_tile,
-    sums_tile,
-)
-from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
-from merc_kernels.focal_contrastive.triton.pack import (
-    finish_kernel,
-    pack_kernel,
-    rank_kernel,
-    scaled_stats_kernel,
-    unpack_kernel,
-)
+from merc_kernels.focal_contrastive.triton.call import Call, length, row_programs, splits_of
+from merc_kernels.focal_contrastive.triton.configuration import RANK_BLOCK, ROW_BLOCK, SCANNED, row_tile, sums_tile
+from merc_kernels.focal_contrastive.triton.pack import enter_kernel, look_up_kernel, pack_kernel, rank_kernel
+from merc_kernels.focal_contrastive.triton.source_gradient import source_gradient
+from merc_kernels.focal_contrastive.triton.stats import finish_kernel, scaled_stats_kernel
 from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
 
-_STRIP_BYTES = 1 << 28  # of W + W' at a time: thousands of rows, to fill the chip with one matrix product
 _FLOAT16_TOP = 1024.0  # largest a (1 + G) in float16: a 32nd of what it holds, and 2^-34 of it is not yet 0
 
 
@@ -98,9 +79,7 @@ def forward(
                     **tile,
                 )
         if classes < 0:
-            rank_kernel[row_programs(call.total, RANK_BLOCK, call.groups)](
-                index, names, call.total, options.ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK
-            )
+            _rank(call, index, names)
         partial, splits = _sums(call, z, index)
         programs = row_programs(call.total, ROW_BLOCK, call.groups)
         parts = loss if options.reduction == "none" else z.new_empty((2, *programs), dtype=call.dtype)
@@ -126,6 +105,20 @@ def forward(
                 loss, divisor, parts, *programs, 1, COUNTS=counts, BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS
             )
     return loss, divisor, z, norms, stats, index
+
+
+def _rank(call: Call, index: Tensor, names: Tensor) -> None:
+    """Fills ``index`` with the first row of each label."""
+    programs = row_programs(call.total, RANK_BLOCK, call.groups)
+    ignore_index = call.options.ignore_index
+    if call.total <= SCANNED:
+        rank_kernel[programs](index, names, call.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK)
+        return
+    slots = triton.next_power_of_2(2 * call.total)
+    table = index.new_full((call.groups, slots + 1), call.total, dtype=torch.int32)
+    enter_kernel[programs](table, index, names, call.total, slots, ignore_index, BLOCK_N=RANK_BLOCK)
+    look_up = row_programs(call.total, ROW_BLOCK, call.groups)
+    look_up_kernel[look_up](index, table, call.total, slots, BLOCK=ROW_BLOCK)
 
 
 def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
@@ -156,7 +149,7 @@ def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             length(tiles, call.device),
             length(triton.cdiv(call.width, tile.width), call.device),
             call.width,
-            *call.float_options,
+            call.floats,
             STEP=step,
             WHOLE=call.width <= tile.width,
             **tile.options(),
@@ -215,151 +208,7 @@ def backward(
             if source is None or source.rows == 0 or not (result.numel() or of_tau):
                 continue
             out = result if result.numel() else None
-            _gradient(call, source, z, norms, index, scaled_stats, matrix_scale, out, taus if of_tau else None)
+            source_gradient(call, source, z, norms, index, scaled_stats, matrix_scale, out, taus if of_tau else None)
         if taus:
             dtau = torch.cat(taus).sum(dtype=torch.float64).to(call.dtype)
     return results[0], results[1], results[2], dtau
-
-
-def _gradient(
-    call: Call,
-    source: Source,
-    z: Tensor,
-    norms: Tensor,
-    index: Tensor,
-    scaled_stats: Tensor,
-    matrix_scale: Tensor | None,
-    result: Tensor | None,
-    taus: list[Tensor] | None,
-) -> None:
-    """Fills the gradient of a source, where wanted, and adds to ``taus``."""
-    # An anchor meets the candidates, a candidate the anchors.
-    first = 0 if source.first >= call.first_candidate else call.first_candidate
-    columns = (call.total if source.first < call.anchors else call.anchors) - first
-    question = (call.packed_dtype, call.width, call.variant, taus is not None, call.architecture)
-    in_registers = held_tile(*question)
-    tile = in_registers or matrix_tile(*question)
-
-    def launch(out: Tensor | None, row: int, rows: int, group: int, groups: int, splits: int, tiles: int) -> None:
-        programs = groups * triton.cdiv(rows, tile.rows) * splits
-        tau = None
-        if taus is not None:
-            tau = z.new_empty((programs,), dtype=call.dtype)
-            taus.append(tau)
-        pair_gradient_kernel[(programs,)](
-            out,
-            tau,
-            z,
-            index,
-            scaled_stats,
-            z,
-            index,
-            scaled_stats,
-            call.temperature,
-            matrix_scale,
-            rows,
-            source.first + row,
-            call.total,
-            columns,
-            first,
-            call.total,
-            group,
-            groups,
-            splits,
-            length(tiles, call.device),
-            length(triton.cdiv(call.width, tile.width), call.device),
-            call.width,
-            *call.float_options,
-            SIMILARITY=call.variant.similarity,
-            MATRIX=in_registers is None,
-            WHOLE=call.width <= tile.width,
-            **tile.options(),
-            **call.variant.constants(),
-        )
-
-    whole = (call.groups, source.rows, call.width)
-    if columns == 0:
-        if result is not None:
-            _unpack(call, source, result, z.new_zeros((1, *whole), dtype=call.dtype), norms, matrix_scale, 0, 0)
-        return
-    if in_registers:
-        blocks = call.groups * triton.cdiv(source.rows, tile.rows)
-        splits, tiles = splits_of(blocks, columns, tile, call.device, waves=2)
-        dz = None if result is None else z.new_empty((splits, *whole), dtype=call.dtype)
-        launch(dz, 0, source.rows, 0, call.groups, splits, tiles)
-        if result is not None and dz is not None:
-            _unpack(call, source, result, dz, norms, matrix_scale, 0, 0)
-        return
-    splits = triton.cdiv(columns, tile.columns)
-    stride = splits * tile.columns  # of a row of the matrix, which is whole tiles
-    fitting = max(128, _STRIP_BYTES // (stride * z.itemsize))  # rows of a strip
-    groups, rows = min(call.groups, max(1, fitting // source.rows)), min(source.rows, fitting // 128 * 128)
-    shared = source.x.dim() == 2  # by the groups: a row is unpacked once all of them are there
-    matrix = dz = None
-    if result is not None:
-        matrix = z.new_empty((groups * rows * stride,))
-        dz = z.new_empty(((call.groups if shared else groups) * rows * call.width,), dtype=call.dtype)
-    for row, group in itertools.product(range(0, source.rows, rows), range(0, call.groups, groups)):
-        count, some = min(rows, source.rows - row), min(groups, call.groups - group)
-        strip = None if matrix is None else _front(matrix, some, count, stride)
-        launch(strip, row, count, group, some, splits, 1)
-        if result is None or strip is None or dz is None:
-            continue
-        gradient = _front(dz, call.groups if shared else some, count, call.width)
-        factor = z[group : group + some, first : first + columns]
-        _product(strip[..., :columns], factor, gradient[group : group + some] if shared else gradient)
-        if not shared or group + some == call.groups:
-            _unpack(call, source, result, gradient[None], norms, matrix_scale, row, 0 if shared else group)
-
-
-def _front(memory: Tensor, *shape: int) -> Tensor:
-    """The beginning of it in this shape."""
-    return memory[: math.prod(shape)].view(shape)
-
-
-def _product(matrix: Tensor, z: Tensor, out: Tensor) -> None:
-    with torch.autocast(matrix.device.type, enabled=False):  # a backward pass may run inside it
-        if matrix.dtype == out.dtype:
-            torch.bmm(matrix, z, out=out)
-        elif matrix.device.type == "cuda":
-            torch.bmm(matrix, z, out_dtype=out.dtype, out=out)  # sums in 16 bits nowhere
-        else:
-            torch.bmm(matrix.to(out.dtype), z.to(out.dtype), out=out)
-
-
-def _unpack(
-    call: Call,
-    source: Source,
-    result: Tensor,
-    dz: Tensor,
-    norms: Tensor,
-    matrix_scale: Tensor | None,
-    row: int,
-    group: int,
-) -> None:
-    """The gradient of some rows of a source, from ``row`` and ``group`` on: as many as ``dz`` (splits, G, rows, D)."""
-    splits, groups, rows, _ = dz.shape
-    tile = row_tile(call.width)
-    shared = source.x.dim() == 2
-    unpack_kernel[row_programs(rows, tile["BLOCK_N"], 1 if shared else groups)](
-        result,
-        dz,
-        source.x,
-        norms,
-        call.temperature,
-        matrix_scale,
-        *source.strides(),
-        rows,
-        row,
-        source.rows,
-        source.first,
-        call.total,
-        group,
-        groups,
-        splits,
-        call.width,
-        bits(call.options.temperature),
-        SHARED=shared,
-        NORMALIZE=call.options.normalize,
-        **tile,
-    )

@@ -1,70 +1,22 @@
 # ruff: noqa: N803 - compile-time parameters are upper case, as everywhere in Triton
 # A kernel's parameters have no Python types, and Triton ships none (where it is installed at all):
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,import-untyped,import-not-found"
-r"""What the focal contrastive loss does a row at a time, in Triton: linear work around the pairs of rows.
+r"""Rows of the focal contrastive loss into unit rows and back, in Triton.
 
     pack      z = x / |x|, rounded to what products take, 1 / |x|, the label
-    rank      labels of 64 bits as numbers of 32, which is what the pairs compare; -1 where a row is not kept
-    finish    from the partial sums of `pair_sums_kernel`:  L = m + log2 E,  H = sum h,  Q = sum h (s - m):
-              value = H log2 E - Q (similarity), or summed as it is (probability);  a = w / |P|,  loss = a value
-    scaled    what a pair needs of either row, with the incoming gradient u in a: m, log2 E, a G, a
+    rank      labels of 64 bits as numbers of 32, which is what the pairs compare; -1 where a row is not kept. A scan
+              takes T / RANK_BLOCK steps where all labels differ: of many rows `enter` and `look_up` make a hash table
     unpack    dX = (dZ - (z.dZ) z) / |x|, summed over splits, and over the groups that share a row
 
-Letters: x a row, z the same of length 1; D features, N rows of a source and T of all sources, G groups; m the largest
-score of a row, E = sum 2^(s - m), P its positives, h the focal factor, w a class weight.
-
-Scores count in units of log 2 (s = z.z' log2(e) / tau), for 2^x is what the chip has. L stays in two parts, so that
-s - L keeps its digits where one candidate holds nearly all of p. Every output element has one program that writes it,
-and sums run in a fixed order: no atomics, the same bits on every run.
+Letters: x a row, z the same of length 1; D features, N rows of a source and T of all sources, G groups. Every output
+element has one program that writes it, and sums run in a fixed order: no atomics
+but in the table of labels, the same bits on every run.
 """
 
 import triton
 import triton.language as tl
 
-from merc_kernels._shared.triton.scalars import double
-
-LN2, LOG2E = tl.constexpr(0.6931471805599453), tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1e38)  # where a maximum starts: differences stay finite
-NEVER = tl.constexpr(1e30)  # m of a row that is no anchor: 2^(s - m) = 0, and 0 m is no NaN
-
-
-@triton.jit
-def scalar(pointer, bits, dtype: tl.constexpr):
-    """The number on the device, where there is one."""
-    value = double(bits).to(dtype)
-    if pointer is not None:
-        value = tl.load(pointer).to(dtype)
-    return value
-
-
-@triton.jit
-def divided(x, y):
-    """The quotient, rounded to the nearest; in float32 the plain operator may be two roundings off."""
-    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
-
-
-@triton.jit
-def root(x):
-    """The square root, rounded to the nearest."""
-    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
-
-
-@triton.jit
-def factor_of(x, PRECISION: tl.constexpr):
-    """What a product is given of x: a tensor core cuts float32 to the 10 bits of tf32, so it is rounded before."""
-    if x.dtype == tl.float32 and PRECISION == "tf32":
-        bits = x.to(tl.int32, bitcast=True)
-        x = tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)  # a NaN might carry over
-    return x
-
-
-@triton.jit
-def log2_per_tau(pointer, bits, dtype: tl.constexpr):
-    """log2(e) / tau, rounded once: an error in it is one of every score."""
-    tau = double(bits)
-    if pointer is not None:
-        tau = tl.load(pointer).to(tl.float64)
-    return (1 / tau * LOG2E).to(dtype)
+from merc_kernels.focal_contrastive.triton.numbers import divided, factor_of, root, scalar
 
 
 @triton.jit(do_not_specialize=["stride_lg", "rows", "first", "total", "classes", "ignore_index"])
@@ -143,122 +95,54 @@ def rank_kernel(
     tl.store(index_ptr + g * total + i, first, mask=i < total)
 
 
-@triton.jit
-def merged(partial_ptr, row, inside, all_rows, splits, dtype: tl.constexpr, BLOCK: tl.constexpr):
-    """The maximum m over the splits, and E = sum 2^(s - m)."""
-    top = tl.full([BLOCK], LOWEST, dtype)
-    total = tl.zeros([BLOCK], dtype)
-    split = splits * 0
-    while split < splits:  # the interpreter takes no range of a run-time length with numpy 2.4
-        place = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
-        part = tl.load(place, mask=inside, other=LOWEST)
-        higher = tl.maximum(top, part)
-        total *= tl.exp2(top - higher)
-        total += tl.load(place + all_rows, mask=inside, other=0.0) * tl.exp2(part - higher)
-        top = higher
-        split += 1
-    return top, total
-
-
-@triton.jit(do_not_specialize=["anchors", "total", "groups", "splits"])
-def finish_kernel(
-    stats_ptr,  # (G, T, 4): m, G, a, log2 E
-    loss_ptr,  # (G, anchors), or with PARTIAL (2, programs): sums of losses, counts of rows
-    partial_ptr,  # (splits, 5, G anchors)
-    index_ptr,  # (G, T)
-    weights_ptr,  # (C,) or None
-    anchors,
+@triton.jit(do_not_specialize=["total", "slots", "ignore_index"])
+def enter_kernel(
+    table_ptr,  # (G, slots + 1) of `total`: afterwards the first row of each label that a slot belongs to
+    index_ptr,  # (G, T): the slot of each row's label, -1 where a row is not kept
+    labels_ptr,  # (G, T), ignore_index where a row is not kept
     total,
-    groups,
-    splits,
-    SIMILARITY: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    PARTIAL: tl.constexpr,
-    KEPT: tl.constexpr,  # count the kept anchors, not those with a positive
-    BLOCK: tl.constexpr,
+    slots,  # a power of 2, at least twice the rows; the one behind them belongs to nobody
+    ignore_index: tl.int64,
+    BLOCK_N: tl.constexpr,
 ):
-    """Statistics and losses of BLOCK rows."""
-    dtype: tl.constexpr = stats_ptr.dtype.element_ty
+    """Each label of a block takes the next free slot from where its hash points, or finds it taken by an equal one."""
+    blocks = tl.cdiv(total, BLOCK_N)
+    g = (tl.program_id(0) // blocks).to(tl.int64)
+    labels_ptr += g * total
+    table_ptr += g * (slots + 1)
+    lane = tl.arange(0, BLOCK_N)
+    i = tl.program_id(0) % blocks * BLOCK_N + lane  # [BLOCK_N]
+    label = tl.load(labels_ptr + i, mask=i < total, other=ignore_index)
+    kept = label != ignore_index
+    # The first of equal rows in the block enters for all: few labels would crowd on few slots.
+    leader = tl.min(tl.where(label[:, None] == label[None, :], lane[None, :], BLOCK_N), 1)
+    waiting = kept & (leader == lane)
+    mixed = label * -7046029254386353131  # 2^64 over the golden ratio
+    place = ((mixed >> 32) ^ mixed).to(tl.int32) & (slots - 1)
+    slot = tl.full([BLOCK_N], -1, tl.int32)
+    while tl.max(waiting.to(tl.int32), 0) > 0:
+        at = table_ptr + tl.where(waiting, place, slots)
+        owner = tl.atomic_cas(at, tl.where(waiting, total, -1), i)
+        taken = waiting & (owner != total)
+        same = tl.load(labels_ptr + owner, mask=taken, other=ignore_index) == label
+        found = waiting & ((owner == total) | same)
+        slot = tl.where(found, place, slot)
+        waiting = waiting & (found == 0)
+        place = (place + 1) & (slots - 1)
+    tl.atomic_min(table_ptr + slot, i, mask=slot >= 0)
+    slot = tl.max(tl.where(leader[:, None] == lane[None, :], slot[None, :], -1), 1)
+    tl.store(index_ptr + g * total + i, tl.where(kept, slot, -1), mask=i < total)
+
+
+@triton.jit(do_not_specialize=["total", "slots"])
+def look_up_kernel(index_ptr, table_ptr, total, slots, BLOCK: tl.constexpr):
+    """A slot becomes the first row of its label, as `rank_kernel` says it: the same on every run."""
     blocks = tl.cdiv(total, BLOCK)
     g = (tl.program_id(0) // blocks).to(tl.int64)
-    n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    is_anchor = n < anchors
-    label = tl.load(index_ptr + g * total + n, mask=is_anchor, other=-1)
-    kept = label >= 0
-    row = g * anchors + n
-    all_rows = groups.to(tl.int64) * anchors
-    top, e = merged(partial_ptr, row, kept, all_rows, splits, dtype, BLOCK)
-    count = tl.zeros([BLOCK], dtype)
-    slope = tl.zeros([BLOCK], dtype)  # sum of dg/dL
-    value = tl.zeros([BLOCK], dtype)
-    split = splits * 0
-    while split < splits:
-        place = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
-        part = tl.load(place + 3 * all_rows, mask=kept, other=0.0)
-        count += tl.load(place + 2 * all_rows, mask=kept, other=0.0)
-        slope += part
-        value += tl.load(place + 4 * all_rows, mask=kept, other=0.0)
-        if SIMILARITY:  # Q from this split's maximum to that of all
-            value += part * (tl.load(place, mask=kept, other=LOWEST) - top)
-        split += 1
-    counts = count > 0
-    e = tl.where(counts, e, 1.0)
-    log2_sum = tl.log2(e)
-    if SIMILARITY:
-        value = (slope * log2_sum - value) * LN2
-    if BOUNDED:  # m was 0: it takes the whole part of log2 E
-        top = tl.floor(log2_sum)
-        log2_sum = tl.log2(e * tl.exp2(-top))
-    weight = tl.where(counts, 1.0, 0.0).to(dtype)
-    if weights_ptr is not None:
-        weight = tl.load(weights_ptr + label, mask=counts, other=0.0)
-    a = weight / tl.where(counts, count, 1.0)
-    loss = tl.where(counts, a * value, 0.0)
-    place = stats_ptr + (g * total + n) * 4
-    tl.store(place, tl.where(counts, top, NEVER), mask=n < total)
-    tl.store(place + 1, tl.where(counts, slope, 0.0), mask=n < total)
-    tl.store(place + 2, a, mask=n < total)
-    tl.store(place + 3, log2_sum, mask=n < total)
-    if PARTIAL:
-        counted = kept if KEPT else counts
-        tl.store(loss_ptr + tl.program_id(0), tl.sum(loss, 0))
-        tl.store(loss_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(counted.to(tl.int32), 0).to(dtype))
-    else:
-        tl.store(loss_ptr + row, loss, mask=is_anchor)
-
-
-@triton.jit(do_not_specialize=["stride_ug", "stride_un", "total"])
-def scaled_stats_kernel(
-    scaled_ptr,  # (G, 4, T): m; log2 E; a G, with BOUNDED times e^-L; a
-    stats_ptr,  # (G, T, 4)
-    grad_ptr,  # a scalar (strides 0), or (G, N)
-    divisor_ptr,
-    stride_ug,
-    stride_un,
-    total,
-    BOUNDED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """What the gradient's pairs read of BLOCK rows."""
-    blocks = tl.cdiv(total, BLOCK)
-    g = (tl.program_id(0) // blocks).to(tl.int64)
-    n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    inside = n < total
-    place = stats_ptr + (g * total + n) * 4
-    row_max = tl.load(place, mask=inside, other=NEVER)
-    log2_sum = tl.load(place + 3, mask=inside, other=0.0)
-    a = tl.load(place + 2, mask=inside, other=0.0)
-    counts = a != 0  # what a row that does not count is sent, a NaN too, reaches nothing
-    a = tl.where(counts, a * tl.load(grad_ptr + g * stride_ug + n * stride_un, mask=counts, other=0.0), 0.0)
-    a /= tl.load(divisor_ptr)
-    soft = a * tl.load(place + 1, mask=inside, other=0.0)
-    if BOUNDED:
-        soft *= tl.exp2(-row_max) * tl.exp2(-log2_sum)
-    target = scaled_ptr + g * 4 * total + n
-    tl.store(target, row_max, mask=inside)
-    tl.store(target + total, log2_sum, mask=inside)
-    tl.store(target + 2 * total, soft, mask=inside)
-    tl.store(target + 3 * total, a, mask=inside)
+    n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    slot = tl.load(index_ptr + g * total + n, mask=n < total, other=-1)
+    first = tl.load(table_ptr + g * (slots + 1) + slot, mask=slot >= 0, other=-1)
+    tl.store(index_ptr + g * total + n, first, mask=n < total)
 
 
 @triton.jit(
@@ -271,7 +155,6 @@ def scaled_stats_kernel(
         "first_group",
         "groups",
         "splits",
-        "temperature",
     ]
 )
 def unpack_kernel(
@@ -292,7 +175,7 @@ def unpack_kernel(
     groups,
     splits,
     width,
-    temperature: tl.int64,
+    floats,
     SHARED: tl.constexpr,  # by the groups, whose gradients add up
     NORMALIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -324,7 +207,7 @@ def unpack_kernel(
             dz = (dz - tl.sum(z * dz, 1)[:, None] * z) * norm
         total_grad += tl.where(kept, dz, 0.0)
         group += 1
-    factor = 1 / scalar(temperature_ptr, temperature, dtype)
+    factor = 1 / scalar(temperature_ptr, floats.temperature, dtype)
     if matrix_scale_ptr is not None:
         factor /= tl.load(matrix_scale_ptr)
     row = start * source_rows + row_first + n

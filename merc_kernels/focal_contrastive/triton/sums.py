@@ -19,11 +19,12 @@ candidates is a matter of their label alone: a row that an anchor must not see i
 import triton
 import triton.language as tl
 
-from merc_kernels._shared.triton.scalars import double
-from merc_kernels.focal_contrastive.triton.pack import LN2, LOWEST, log2_per_tau, merged
+from merc_kernels.focal_contrastive.triton.numbers import LN2, LOWEST, log2_per_tau
+from merc_kernels.focal_contrastive.triton.stats import merged
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
     dot,
+    factor_options,
     labels,
     parts,
     place,
@@ -46,7 +47,7 @@ def _added(
     row_max,
     log2_sum,
     to_score,
-    gamma,
+    of_factor,
     STEP: tl.constexpr,
     DETACH: tl.constexpr,
     POWER: tl.constexpr,
@@ -69,13 +70,13 @@ def _added(
         positive = other & alike  # of a row that is not kept: never used
         count += tl.sum(tl.where(positive, 1.0, 0.0).to(top.dtype), 1)
         if STEP == BOTH:
-            h, _ = raised(0.5 - 0.5 * cosine, gamma, POWER)
+            h, _ = raised(0.5 - 0.5 * cosine, of_factor, POWER)
             h = tl.where(positive, h, 0.0)
             slope_sum += tl.sum(h, 1)
             value += tl.sum(tl.where(positive, h * (score - top[:, None]), 0.0), 1)
         else:
             ell = (score - row_max[:, None]) - log2_sum[:, None]
-            h, by_s = probability(ell, tl.exp2(ell), gamma, DETACH, POWER)
+            h, by_s = probability(ell, tl.exp2(ell), of_factor, DETACH, POWER)
             slope_sum += tl.sum(tl.where(positive, -by_s, 0.0), 1)
             value += tl.sum(tl.where(positive, -h * ell * LN2, 0.0), 1)
     return top, e_sum, count, slope_sum, value
@@ -100,8 +101,7 @@ def pair_sums_kernel(
     tiles,  # a split
     chunks,  # of BLOCK_D features
     width,
-    temperature: tl.int64,
-    gamma: tl.int64,
+    floats,  # `float_options`
     STEP: tl.constexpr,  # BOTH for similarity; for probability LSE, and then TERMS
     DETACH: tl.constexpr,
     POWER: tl.constexpr,
@@ -126,8 +126,8 @@ def pair_sums_kernel(
     lane = tl.arange(0, BLOCK_D)
     if WHOLE:
         row_z = vectors(row_z_ptr, start, rows, lane, width, BLOCK_N)  # [BLOCK_N, BLOCK_D]
-    to_score = log2_per_tau(temperature_ptr, temperature, dtype)
-    power = double(gamma).to(dtype)
+    to_score = log2_per_tau(temperature_ptr, floats, dtype)
+    of_factor = factor_options(floats, dtype)
     all_rows = groups.to(tl.int64) * rows
     row = g * rows + i
 
@@ -174,7 +174,7 @@ def pair_sums_kernel(
                 row_max,
                 log2_sum,
                 to_score,
-                power,
+                of_factor,
                 STEP,
                 DETACH,
                 POWER,

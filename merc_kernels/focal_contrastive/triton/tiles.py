@@ -24,11 +24,12 @@ not fit the registers, its columns are dealt with in PARTS.
 import triton
 import triton.language as tl
 
-from merc_kernels.focal_contrastive.triton.pack import LN2
+from merc_kernels._shared.triton.scalars import double
+from merc_kernels.focal_contrastive.triton.numbers import LN2
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PER_CALL = ["rows", "row_first", "row_total", "columns", "column_first", "column_total", "first_group"]
-PER_CALL += ["groups", "splits", "tiles", "chunks", "temperature", "gamma"]
+PER_CALL += ["groups", "splits", "tiles", "chunks"]
 
 
 @triton.jit
@@ -108,6 +109,12 @@ def whole(x, PARTS: tl.constexpr):
 
 
 @triton.jit
+def factor_options(floats, dtype: tl.constexpr):
+    """What `raised` takes of the float options."""
+    return double(floats.gamma).to(dtype)
+
+
+@triton.jit
 def raised(base, gamma, POWER: tl.constexpr):
     """Factor h = base^gamma and gamma base^(gamma - 1), 0 where clamped; POWER: gamma is 0, 1, 2 or (3) any other."""
     floor: tl.constexpr = 1.1102230246251565e-16 if base.dtype == tl.float64 else 5.9604644775390625e-08
@@ -126,14 +133,14 @@ def raised(base, gamma, POWER: tl.constexpr):
 
 
 @triton.jit
-def probability(ell, p, gamma, DETACH: tl.constexpr, POWER: tl.constexpr):
+def probability(ell, p, of_factor, DETACH: tl.constexpr, POWER: tl.constexpr):
     """Factor h and dg/ds of l = s - L <= 0, with p = 2^l."""
     natural = ell * LN2
     series = tl.full(ell.shape, 1.0, ell.dtype)  # 1 - e^l without cancellation
     terms: tl.constexpr = 16 if ell.dtype == tl.float64 else 8
     for k in tl.static_range(terms, 1, -1):
         series = 1 + series * natural * (1.0 / k)
-    h, slope = raised(tl.where(natural > -0.35, -natural * series, 1 - p), gamma, POWER)
+    h, slope = raised(tl.where(natural > -0.35, -natural * series, 1 - p), of_factor, POWER)
     by_s = -h
     if not DETACH:
         by_s += p * slope * natural

@@ -27,76 +27,21 @@ import triton
 import triton.language as tl
 
 from merc_kernels._shared.triton.scalars import double
+from merc_kernels.kd_divergence.triton.rows import (
+    labelled,
+    log_ratios,
+    logits,
+    moved,
+    place,
+    slope,
+    temperature_and_weight,
+    times,
+)
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # where a maximum starts: finite, for inf - inf is NaN
 SAVED = tl.constexpr(7)  # numbers a row
 
-_PER_VALUE = ["rows", "temperature", "beta", "ce_weight", "ignore_index", "stride_lg", "stride_wg"]
-
-
-@triton.jit
-def _tile(row_ptrs, column, mask, dtype: tl.constexpr):
-    # [BLOCK_N, BLOCK_C]; what is masked has probability 0
-    return tl.load(row_ptrs[:, None] + column[None, :], mask=mask, other=-float("inf")).to(dtype)
-
-
-@triton.jit
-def _times(probability, log_ratio):
-    # 0 inf = 0 here; a NaN stays one
-    return tl.where(probability == 0, 0.0, probability * log_ratio)
-
-
-@triton.jit
-def _slope(probability, log_ratio, mean):
-    # The gradient of the first argument of KL; where the row's divergence is NaN, for every class
-    absent = (probability == 0) & (mean == mean)
-    return tl.where(absent, 0.0, probability * (log_ratio - mean))
-
-
-@triton.jit
-def _moved(bracket, z, shrink, shift):
-    # A after its maxima moved: z is Z_x already shrunk, shift that of the bracket's difference.
-    return tl.where(z == 0, 0.0, shrink * bracket + z * shift)
-
-
-@triton.jit
-def _log_ratios(log_q, log_p, beta):
-    # log q - log m and log p - log m, from u = e^{-|log p - log q|}: nothing overflows, and q = p gives exactly 0.
-    d = log_p - log_q
-    u = tl.exp(-tl.abs(d))
-    high = tl.log(1 - tl.where(d > 0, 1 - beta, beta) * (1 - u))  # log m over the larger of log q, log p
-    return -high - tl.maximum(d, 0.0), -high - tl.maximum(-d, 0.0)
-
-
-@triton.jit
-def _place(index, groups, rows, BLOCK_N: tl.constexpr):
-    # The group (int64) and the rows (int64, [BLOCK_N]) of a program; the groups of a row are neighbours, for they may
-    # share its teacher.
-    n = (index // groups).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return tl.zeros_like(n) + index % groups, n, n < rows
-
-
-@triton.jit
-def _kept(labels_ptr, g, n, inside, classes, stride_lg, ignore_index):
-    # Which rows count, and their labels (0 where they do not).
-    label = tl.zeros_like(n)
-    kept = inside
-    if labels_ptr is not None:
-        label = tl.load(labels_ptr + g * stride_lg + n, mask=inside, other=-1)
-        kept = inside & (label != ignore_index) & (label >= 0) & (label < classes)
-        label = tl.where(kept, label, 0)
-    return kept, label
-
-
-@triton.jit
-def _temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, temperature, dtype: tl.constexpr):
-    t = tl.zeros_like(n).to(dtype) + double(temperature).to(dtype)
-    if temperature_ptr is not None:
-        t = tl.load(temperature_ptr + n, mask=kept, other=1.0)
-    weight = tl.zeros_like(t) + 1.0
-    if weights_ptr is not None:
-        weight = tl.load(weights_ptr + g * stride_wg + n, mask=kept, other=0.0)
-    return t, weight
+_PER_VALUE = ["rows", "ignore_index", "stride_lg", "stride_wg"]
 
 
 @triton.jit(do_not_specialize=_PER_VALUE)
@@ -117,9 +62,7 @@ def forward_kernel(
     rows,
     groups,
     classes,
-    temperature: tl.int64,
-    beta: tl.int64,
-    ce_weight: tl.int64,
+    floats,  # `float_options`
     ignore_index: tl.int64,
     DIRECTION: tl.constexpr,
     CE: tl.constexpr,
@@ -131,9 +74,9 @@ def forward_kernel(
 ):
     """Losses of BLOCK_N rows, or their sum, and the numbers of the backward pass."""
     dtype: tl.constexpr = loss_ptr.dtype.element_ty
-    g, n, inside = _place(tl.program_id(0), groups, rows, BLOCK_N)  # [BLOCK_N]
-    kept, label = _kept(labels_ptr, g, n, inside, classes, stride_lg, ignore_index)
-    t, weight = _temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, temperature, dtype)
+    g, n, inside = place(tl.program_id(0), groups, rows, BLOCK_N)  # [BLOCK_N]
+    kept, label = labelled(labels_ptr, g, n, inside, classes, stride_lg, ignore_index)
+    t, weight = temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, floats, dtype)
     scale = 1.0 / t
     student_row = student_ptr + g * stride_sg + n * stride_sn
     teacher_row = teacher_ptr + g * stride_tg + n * stride_tn
@@ -148,8 +91,8 @@ def forward_kernel(
     for tile in range(0, TILES):
         column = tile * BLOCK_C + lane
         mask = kept[:, None] & (column < classes)[None, :]
-        s = _tile(student_row, column, mask, dtype)  # [BLOCK_N, BLOCK_C]
-        y = _tile(teacher_row, column, mask, dtype)
+        s = logits(student_row, column, mask, dtype)  # [BLOCK_N, BLOCK_C]
+        y = logits(teacher_row, column, mask, dtype)
         top_s = tl.maximum(max_s, tl.max(s, 1))
         top_t = tl.maximum(max_t, tl.max(y, 1))
         shift_s, shift_t = max_s - top_s, max_t - top_t
@@ -159,11 +102,11 @@ def forward_kernel(
         z_s *= shrink_s
         z_t *= shrink_t
         if DIRECTION == "forward":
-            bracket = _moved(bracket, z_t, shrink_t, shift_t - shift_s)
-            bracket += tl.sum(_times(e_t, from_t - from_s), 1)
+            bracket = moved(bracket, z_t, shrink_t, shift_t - shift_s)
+            bracket += tl.sum(times(e_t, from_t - from_s), 1)
         elif DIRECTION == "reverse":
-            bracket = _moved(bracket, z_s, shrink_s, shift_s - shift_t)
-            bracket += tl.sum(_times(e_s, from_s - from_t), 1)
+            bracket = moved(bracket, z_s, shrink_s, shift_s - shift_t)
+            bracket += tl.sum(times(e_s, from_s - from_t), 1)
         z_s += tl.sum(e_s, 1)
         z_t += tl.sum(e_t, 1)
         if CE:
@@ -173,19 +116,19 @@ def forward_kernel(
     nothing = (log_z_s - log_z_s) + (log_z_t - log_z_t)  # NaN where a side is NaN, or -inf throughout
 
     if DIRECTION == "js":
-        share = double(beta).to(dtype)
+        share = double(floats.beta).to(dtype)
         mean_s = tl.zeros([BLOCK_N], dtype)
         mean_t = tl.zeros([BLOCK_N], dtype)
         for done in range(0, TILES):  # back through what the cache still holds
             column = (TILES - 1 - done) * BLOCK_C + lane
             mask = kept[:, None] & (column < classes)[None, :]
-            s = _tile(student_row, column, mask, dtype)
-            y = _tile(teacher_row, column, mask, dtype)
+            s = logits(student_row, column, mask, dtype)
+            y = logits(teacher_row, column, mask, dtype)
             log_q = (s - max_s[:, None]) * scale[:, None] - log_z_s[:, None]
             log_p = (y - max_t[:, None]) * scale[:, None] - log_z_t[:, None]
-            over_m_s, over_m_t = _log_ratios(log_q, log_p, share)
-            mean_s += tl.sum(_times(tl.exp(log_q), over_m_s), 1)
-            mean_t += tl.sum(_times(tl.exp(log_p), over_m_t), 1)
+            over_m_s, over_m_t = log_ratios(log_q, log_p, share)
+            mean_s += tl.sum(times(tl.exp(log_q), over_m_s), 1)
+            mean_t += tl.sum(times(tl.exp(log_p), over_m_t), 1)
         value = (1 - share) * mean_s + share * mean_t
     elif DIRECTION == "forward":
         mean = bracket / z_t * scale + nothing
@@ -202,7 +145,7 @@ def forward_kernel(
     if CE:
         log_z_raw = tl.log(z_raw)
         target = tl.load(student_row + label, mask=kept, other=0.0).to(dtype)
-        value += double(ce_weight).to(dtype) * (log_z_raw - (target - max_s))
+        value += double(floats.ce_weight).to(dtype) * (log_z_raw - (target - max_s))
     value = tl.where(kept, value * weight, 0.0)
     if PARTIAL:
         tl.store(loss_ptr + tl.program_id(0), tl.sum(value, 0))
@@ -243,9 +186,7 @@ def backward_kernel(
     rows,
     groups,
     classes,
-    temperature: tl.int64,
-    beta: tl.int64,
-    ce_weight: tl.int64,
+    floats,  # `float_options`
     ignore_index: tl.int64,
     DIRECTION: tl.constexpr,
     CE: tl.constexpr,
@@ -259,14 +200,14 @@ def backward_kernel(
     dtype: tl.constexpr = saved_ptr.dtype.element_ty
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     column = program % TILES * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
-    first, n, inside = _place(program // TILES, groups // REPEATS, rows, BLOCK_N)  # [BLOCK_N]
-    share = double(beta).to(dtype)
+    first, n, inside = place(program // TILES, groups // REPEATS, rows, BLOCK_N)  # [BLOCK_N]
+    share = double(floats.beta).to(dtype)
     divisor = tl.load(divisor_ptr)
     sum_t = tl.zeros([BLOCK_N, BLOCK_C], dtype)
     for repeat in range(0, REPEATS):
         g = first + repeat
-        kept, label = _kept(labels_ptr, g, n, inside, classes, stride_lg, ignore_index)
-        t, weight = _temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, temperature, dtype)
+        kept, label = labelled(labels_ptr, g, n, inside, classes, stride_lg, ignore_index)
+        t, weight = temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, floats, dtype)
         scale = 1.0 / t
         factor = tl.load(grad_ptr + (g * rows + n) * stride_grad, mask=kept, other=0.0) * weight / divisor
         c = (factor * (t if SCALE_BY_T2 else scale))[:, None]  # [BLOCK_N, 1]
@@ -276,15 +217,15 @@ def backward_kernel(
         log_z_s = tl.load(numbers + 2, mask=kept, other=0.0)[:, None]
         log_z_t = tl.load(numbers + 3, mask=kept, other=0.0)[:, None]
         mask = kept[:, None] & (column < classes)[None, :]
-        s = _tile(student_ptr + g * stride_sg + n * stride_sn, column, mask, dtype)  # [BLOCK_N, BLOCK_C]
-        y = _tile(teacher_ptr + g * stride_tg + n * stride_tn, column, mask, dtype)
+        s = logits(student_ptr + g * stride_sg + n * stride_sn, column, mask, dtype)  # [BLOCK_N, BLOCK_C]
+        y = logits(teacher_ptr + g * stride_tg + n * stride_tn, column, mask, dtype)
         from_s, from_t = s - max_s, y - max_t
         log_q = from_s * scale[:, None] - log_z_s
         log_p = from_t * scale[:, None] - log_z_t
         over_s = (from_s - from_t) * scale[:, None]
         over_t = -over_s
         if DIRECTION == "js":
-            over_s, over_t = _log_ratios(log_q, log_p, share)
+            over_s, over_t = log_ratios(log_q, log_p, share)
 
         if student_grad_ptr is not None:
             q = tl.exp(log_q)
@@ -292,13 +233,13 @@ def backward_kernel(
                 of_s = c * (q - tl.exp(log_p))
             else:
                 mean_s = tl.load(numbers + 4, mask=kept, other=0.0)[:, None]
-                of_s = c * _slope(q, over_s, mean_s)
+                of_s = c * slope(q, over_s, mean_s)
             if DIRECTION == "js":
                 of_s *= 1 - share
             if CE:
                 log_z_raw = tl.load(numbers + 6, mask=kept, other=0.0)[:, None]
                 hit = tl.where(column[None, :] == label[:, None], 1.0, 0.0)
-                of_s += factor[:, None] * double(ce_weight).to(dtype) * (tl.exp(from_s - log_z_raw) - hit)
+                of_s += factor[:, None] * double(floats.ce_weight).to(dtype) * (tl.exp(from_s - log_z_raw) - hit)
             target = student_grad_ptr + ((g * rows + n) * classes)[:, None] + column[None, :]
             of_s = tl.where(kept[:, None], of_s, 0.0)
             tl.store(target, of_s, mask=inside[:, None] & (column < classes)[None, :])
@@ -309,7 +250,7 @@ def backward_kernel(
                 of_t = c * (p - tl.exp(log_q))
             else:
                 mean_t = tl.load(numbers + 5, mask=kept, other=0.0)[:, None]
-                of_t = c * _slope(p, over_t, mean_t)
+                of_t = c * slope(p, over_t, mean_t)
             if DIRECTION == "js":
                 of_t *= share
             sum_t += tl.where(kept[:, None], of_t, 0.0)

@@ -80,7 +80,7 @@ class _Call:
             self.groups,
             self.classes,
         )
-        self.values = (*float_options(options), options.ignore_index)
+        self.values = (float_options(options), options.ignore_index)
         self.constants = {
             "DIRECTION": options.direction,
             "CE": options.ce_weight != 0,

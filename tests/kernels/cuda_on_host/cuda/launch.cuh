@@ -1,4 +1,4 @@
-// Stands in for csrc/cuda/launch.cuh: CPU tensors, blocks one after the other, fresh memory full of NaN.
+// Stands in for csrc/cuda/launch.cuh: CPU tensors, blocks in random order, fresh memory full of NaN.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "../tensors.h"
-#include "reduce.cuh"
 
 namespace merc::cuda {
 
@@ -42,15 +41,7 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Place&, const Arguments&... arguments) {
   on_host::grid_size = grid;
   on_host::block_size = block;
-  for (unsigned y = 0; y < grid.y; ++y) {
-    for (unsigned x = 0; x < grid.x; ++x) {
-      on_host::block = dim3(x, y);
-      on_host::run_block([&] { kernel(arguments...); });
-    }
-  }
-  for (unsigned ticket : tickets) {
-    STD_TORCH_CHECK(ticket == 0, "a ticket is not 0 after its launch");
-  }
+  on_host::run_grid([&] { kernel(arguments...); });
 }
 
 // Shared memory holds NaN where a block has written nothing.
@@ -67,11 +58,6 @@ void launch_with(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Pla
 template <class T>
 T& dynamic_shared() {
   return *reinterpret_cast<T*>(dynamic_memory);
-}
-
-inline unsigned take_ticket(const Place&) {
-  static unsigned next = 0;
-  return next++ % (kStreamTickets + kOwnTickets);
 }
 
 }  // namespace merc::cuda
