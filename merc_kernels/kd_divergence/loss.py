@@ -163,5 +163,6 @@ def _divergence(
         return reference.kd_divergence(student, teacher, temperature, labels, row_weights, options)
     if temperature is not None and temperature.requires_grad and torch.is_grad_enabled():
         fused = functools.partial(operator.kd_divergence, backend=name)
-        return learned_temperature.kd_divergence(fused, *ordinary(*tensors), options)
+        student, teacher, temperature, labels, row_weights = ordinary(*tensors)
+        return learned_temperature.kd_divergence(fused, student, teacher, temperature, labels, row_weights, options)
     return operator.kd_divergence(*tensors, options, name)
