@@ -174,6 +174,21 @@ def test_compiled(backend):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's
+@pytest.mark.parametrize("shape", [(), (7,)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_traced(backend, shape):
+    def loss(student, teacher, temperature):
+        return kd_divergence(student, teacher, temperature=temperature, backend=backend)
+
+    def inputs() -> list[Tensor]:
+        return [torch.randn(7, 6).requires_grad_(), torch.randn(7, 6), (torch.rand(shape) + 1).requires_grad_()]
+
+    traced, others = torch.jit.trace(loss, inputs()), inputs()  # it checks itself
+    for one, other in zip(*(torch.autograd.grad(f(*others), others[::2]) for f in (traced, loss)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_module_learns_it():
     module = KDDivergence(temperature=torch.nn.Parameter(torch.tensor(3.0)))
     assert list(module.state_dict()) == ["temperature"]
