@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from merc_model.config import IGNORE_INDEX, Config
 from merc_model.data.batch import Batch
+from merc_model.surroundings import mean_around
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -80,11 +81,5 @@ def around(features: dict[str, Tensor], batch: Batch) -> Tensor:
     more, and where there is none the mean is 0.
     """
     rows = torch.cat(list(features.values()), dim=-1)
-    position = torch.arange(rows.shape[1], device=rows.device)
-    distance = (position[None] - position[:, None]).abs()
-    same = batch.speakers[:, :, None] == batch.speakers[:, None]
-    parts = [rows]
-    for counted in (same & (distance > 0), ~same):
-        weights = torch.exp(-distance / _REACH) * (counted & batch.utterance_mask[:, None])
-        parts.append(weights @ rows / weights.sum(dim=-1, keepdim=True).clamp_min(1e-6))
-    return torch.cat(parts, dim=-1)
+    means = [mean_around(rows, batch, _REACH, same_speaker=same) for same in (True, False)]
+    return torch.cat((rows, *means), dim=-1)

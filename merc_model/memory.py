@@ -13,14 +13,13 @@ were given, near ones first.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from merc_model.config import IGNORE_INDEX, TEACHER, Config
 from merc_model.data.batch import Batch
+from merc_model.surroundings import mean_around
 
 _STUDENT_SHARE = 0.1  # weight of a student's cosine beside 1 for text
 _SMOOTHING = 0.1  # bounds what a class that collects nothing loses
@@ -77,17 +76,7 @@ class Memory(nn.Module):
         # a class that was never seen collects nothing, and gets no evidence for or against it
         ratio = torch.where(frequency > 0, shares @ classes / frequency.clamp_min(1e-12), 1.0)
         evidence = (ratio + _SMOOTHING).log()
-        return evidence + self._around(evidence, batch) if self.reach else evidence
-
-    def _around(self, evidence: Tensor, batch: Batch) -> Tensor:
-        """The mean evidence ``(B, L, C)`` of the speaker's other utterances; 0 where there is none."""
-        position = torch.arange(batch.speakers.shape[1], device=batch.speakers.device)
-        distance = (position[None] - position[:, None]).abs()
-        others = (
-            (batch.speakers[:, :, None] == batch.speakers[:, None]) & batch.utterance_mask[:, None] & (distance > 0)
-        )
-        weights = (-distance / self.reach).masked_fill(~others, -math.inf).softmax(dim=-1)  # [B, L, L]
-        return torch.where(others.any(dim=-1, keepdim=True), weights, 0) @ evidence
+        return evidence + mean_around(evidence, batch, self.reach, same_speaker=True) if self.reach else evidence
 
     def _keys(self, modality: str) -> Tensor:
         keys: Tensor = getattr(self, f"{modality}_keys")

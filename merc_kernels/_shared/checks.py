@@ -75,10 +75,9 @@ def temperature(name: str, value: Any) -> None:
 
 
 def temperatures(name: str, value: Tensor, used: Tensor | None = None) -> None:
-    """The same of every element, or of those that are ``used`` (a bool tensor of its shape)."""
-    if readable(value):
-        good = (value >= SMALLEST_TEMPERATURE) & (value <= LARGEST_TEMPERATURE)
-        elements(name, _TEMPERATURE, value, good if used is None else good | ~used)
+    """The same of every element of ``value``, which must be readable, or of those ``used`` (a bool of its shape)."""
+    good = (value >= SMALLEST_TEMPERATURE) & (value <= LARGEST_TEMPERATURE)
+    elements(name, _TEMPERATURE, value, good if used is None else good | ~used)
 
 
 def weights(name: str, value: Tensor) -> None:

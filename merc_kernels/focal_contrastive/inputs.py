@@ -44,7 +44,8 @@ def check(
     tensor("labels", labels, INT64, device, *shared((rows,), groups))
     if temperature is not None:
         tensor("temperature", temperature, FLOAT, device, ())
-        checks.temperatures("temperature", temperature)
+        if checks.readable(temperature):
+            checks.temperatures("temperature", temperature)
 
     classes: int | None = None
     if prototypes is not None:

@@ -48,7 +48,8 @@ def check(
         tensor("row_weights", row_weights, FLOAT, device, *shared((rows,), groups))
     if temperature is not None:
         tensor("temperature", temperature, FLOAT, device, (), (rows,))
-        used = None
-        if temperature.dim() and labels is not None:  # the temperature of a row that every group ignores is not used
-            used = (labels != options.ignore_index).expand(*groups, rows).reshape(math.prod(groups), rows).any(0)
-        checks.temperatures("temperature", temperature, used)
+        if checks.readable(temperature):
+            used = None
+            if temperature.dim() and labels is not None:  # that of a row which every group ignores is not used
+                used = (labels != options.ignore_index).expand(*groups, rows).reshape(math.prod(groups), rows).any(0)
+            checks.temperatures("temperature", temperature, used)

@@ -161,7 +161,9 @@ def _divergence(
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
         student, teacher, temperature, labels, row_weights = ordinary(*tensors)
         return reference.kd_divergence(student, teacher, temperature, labels, row_weights, options)
-    if temperature is not None and temperature.requires_grad and torch.is_grad_enabled():
+    traced = torch_private.tracing_state() is not None  # its check runs without gradients, and wants the same graph
+    if temperature is not None and temperature.requires_grad and (traced or torch.is_grad_enabled()):
         fused = functools.partial(operator.kd_divergence, backend=name)
-        return learned_temperature.kd_divergence(fused, *tensors, options)
+        student, teacher, temperature, labels, row_weights = ordinary(*tensors)
+        return learned_temperature.kd_divergence(fused, student, teacher, temperature, labels, row_weights, options)
     return operator.kd_divergence(*tensors, options, name)

@@ -146,6 +146,17 @@ def test_nothing_is_kept_where_no_gradient_is_wanted(backend):
     assert torch.autograd.grad(value, learned)[0].isfinite()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_beside_tensors_made_in_inference_mode(backend):
+    with torch.inference_mode():
+        teacher, weights, labels = torch.randn(4, 6), torch.rand(4), torch.tensor([0, 1, -100, 2])
+    temperature = torch.tensor(1.5, requires_grad=True)
+    student = torch.randn(4, 6, requires_grad=True)
+    options = {"labels": labels, "ce_weight": 0.3, "row_weights": weights, "backend": backend}
+    kd_divergence(student, teacher, temperature=temperature, **options).backward()
+    assert temperature.grad.isfinite()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, where it imports its compiler
 @pytest.mark.parametrize("backend", BACKENDS[:-1])
 def test_compiled(backend):
@@ -160,6 +171,21 @@ def test_compiled(backend):
         value = function(student, teacher, temperature)
         results.append([value.detach(), *torch.autograd.grad(value, (student, temperature))])
     for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's
+@pytest.mark.parametrize("shape", [(), (7,)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_traced(backend, shape):
+    def loss(student, teacher, temperature):
+        return kd_divergence(student, teacher, temperature=temperature, backend=backend)
+
+    def inputs() -> list[Tensor]:
+        return [torch.randn(7, 6).requires_grad_(), torch.randn(7, 6), (torch.rand(shape) + 1).requires_grad_()]
+
+    traced, others = torch.jit.trace(loss, inputs()), inputs()  # it checks itself
+    for one, other in zip(*(torch.autograd.grad(f(*others), others[::2]) for f in (traced, loss)), strict=True):
         torch.testing.assert_close(one, other)
 
 
