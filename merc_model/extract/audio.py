@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from merc_model.errors import UserError
-from merc_model.extract.media import RATE
+from merc_model.extract import pretrained
 
 PROSODY = "prosody"
+RATE = 16_000  # of the measures; an encoder has its own
 _FRAME, _HOP = 1024, 256
+_PIECE = 30.0  # seconds; longer utterances are encoded in pieces, as memory grows with the square of the length
 
 
 def prosody(samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -25,6 +27,7 @@ def prosody(samples: NDArray[np.float32]) -> NDArray[np.float32]:
         import librosa
     except ImportError:
         raise UserError("audio features need librosa: pip install 'merc-kdc[extract]'") from None
+    duration = len(samples) / RATE
     samples = np.pad(samples, (0, max(0, 3 * _FRAME - len(samples))))
     power = np.abs(librosa.stft(samples, n_fft=_FRAME, hop_length=_HOP)) ** 2  # [frequencies, frames]
     size = {"S": np.sqrt(power), "sr": RATE}
@@ -44,7 +47,7 @@ def prosody(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     loud = energy[: len(pitch)] > 0.1 * energy.max()
     voiced = loud & (pitch[: len(loud)] > 62) & (pitch[: len(loud)] < 490)
     tones = 12 * np.log2(pitch[: len(loud)][voiced] / 55) if voiced.any() else np.zeros(1)
-    values = [len(samples) / RATE, tones.mean(), tones.std(), np.ptp(tones), voiced.mean()]
+    values = [duration, tones.mean(), tones.std(), np.ptp(tones), voiced.mean()]
     for track in over_time:
         values += [track.mean(), track.std()]
     return np.array(values, np.float32)
@@ -56,26 +59,29 @@ class SpeechEncoder:
     Args:
         name: of a model, or a folder.
         device: where it runs.
+
+    Attributes:
+        rate: of the samples that it takes, a second.
     """
 
     def __init__(self, name: str, device: str = "cpu") -> None:
-        try:
-            from transformers import AutoFeatureExtractor, AutoModel
-        except ImportError:
-            raise UserError("speech encoders need transformers: pip install 'merc-kdc[extract]'") from None
-        try:
-            self._extractor: Any = AutoFeatureExtractor.from_pretrained(name)
-            model: Any = AutoModel.from_pretrained(name)
-        except Exception as error:  # a hub, a network, a folder and a format can fail in any way
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"audio encoder {name!r} cannot be loaded: {reason}") from None
-        model = model.get_encoder() if model.config.is_encoder_decoder else model
-        self._model, self._device = model.to(device).eval(), device
+        self._extractor, model = pretrained.load("audio encoder", name, "AutoFeatureExtractor", "AutoModel")
+        self._model, self._device = pretrained.encoder(model).to(device).eval(), device
+        self.rate: int = self._extractor.sampling_rate
+        self._padded: int | None = getattr(self._extractor, "n_samples", None)  # what Whisper fills pieces up to
 
     def __call__(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(D,)`` of one utterance."""
-        inputs = self._extractor(samples, sampling_rate=RATE, return_tensors="pt").to(self._device)
-        with torch.inference_mode():
-            hidden = self._model(**inputs).last_hidden_state  # [1, T, D]
-        row: NDArray[np.float32] = hidden.float().mean(1)[0].cpu().numpy()
+        samples = np.pad(samples, (0, max(0, self.rate // 10 - len(samples))))  # what the convolutions need
+        pieces = np.array_split(samples, math.ceil(len(samples) / (_PIECE * self.rate)))
+        hidden = np.concatenate([self._hidden(piece) for piece in pieces])  # [T, D]
+        row: NDArray[np.float32] = hidden.mean(axis=0)
         return row
+
+    def _hidden(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = self._extractor(samples, sampling_rate=self.rate, return_tensors="pt").to(self._device)
+        with torch.inference_mode():
+            hidden = self._model(**inputs).last_hidden_state[0].float().cpu().numpy()  # [T, D]
+        heard = 1.0 if self._padded is None else min(len(samples) / self._padded, 1.0)
+        states: NDArray[np.float32] = hidden[: math.ceil(heard * len(hidden))]
+        return states

@@ -11,8 +11,11 @@ from pathlib import Path
 from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
 from merc_model.extract.cache import Cache
-from merc_model.extract.features import Settings, extract
+from merc_model.extract.features import extract
 from merc_model.extract.layouts import LABELS, LAYOUTS, read_iemocap, read_meld
+from merc_model.extract.measures import MEASURES
+from merc_model.extract.rows import Work
+from merc_model.extract.settings import Settings
 from merc_model.extract.table import read_tables
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -31,8 +34,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--text", default=default.text, metavar="ENCODER", help=f"or none (default: {default.text})")
     command.add_argument("--text-pooling", default=default.text_pooling, metavar="P", help="mean, first, last, max")
     command.add_argument("--text-context", type=int, default=0, metavar="K", help="utterances before it (default: 0)")
-    command.add_argument("--audio", default=default.audio, metavar="ENCODER", help="prosody (default), a name, or none")
+    command.add_argument(
+        "--audio",
+        default=default.audio,
+        metavar="ENCODER",
+        help=f"{', '.join(MEASURES)} (default: prosody), a name, or none",
+    )
+    command.add_argument("--asr", default="none", metavar="MODEL", help="fills empty texts (default: none)")
     command.add_argument("--visual", default="none", metavar="ENCODER", help="a name, or none (default)")
+    command.add_argument("--faces", action="store_true", help="see only the largest face of each picture")
     command.add_argument("--frames", type=int, default=default.frames, metavar="N", help="pictures of an utterance")
     command.add_argument("--cache", type=Path, metavar="FILE", help="default: beside CORPUS.npz")
     command.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: the cores")
@@ -64,21 +74,15 @@ def run(options: argparse.Namespace) -> None:
         text=_encoder(options.text),
         text_pooling=options.text_pooling,
         text_context=options.text_context,
+        asr=_encoder(options.asr),
         audio=_encoder(options.audio),
         visual=_encoder(options.visual),
         frames=options.frames,
+        faces=options.faces,
     )
     cache = Cache(options.cache or out.with_suffix(".cache"))
-    corpus = extract(
-        utterances,
-        settings,
-        name=out.stem,
-        cache=cache,
-        label_names=LABELS.get(options.layout, ()),
-        workers=options.workers,
-        device=options.device,
-        warn=_warn,
-    )
+    work = Work(cache, options.workers, options.device, _warn)
+    corpus = extract(utterances, settings, work, name=out.stem, label_names=LABELS.get(options.layout, ()))
     cache.close()
     corpus.save(out)
     dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
@@ -92,16 +96,8 @@ def conversation(path: Path, extraction: str | None, label_names: list[str], dev
     utterances = [replace(utterance, label="", split="test") for utterance in read_tables([path])]
     if len({utterance.dialogue for utterance in utterances}) > 1:
         raise UserError(f"{path}: holds several dialogues; give a table with one conversation")
-    cache = Cache(Path(":memory:"))
-    return extract(
-        utterances,
-        Settings.of(extraction),
-        name=path.stem,
-        cache=cache,
-        label_names=label_names,
-        device=device,
-        warn=_warn,
-    )
+    work = Work(Cache(Path(":memory:")), device=device, warn=_warn)
+    return extract(utterances, Settings.of(extraction), work, name=path.stem, label_names=label_names)
 
 
 def _encoder(name: str) -> str | None:

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from merc_model.errors import UserError
 
-RATE = 16_000  # what speech encoders take
+_BEFORE = 0.5  # seconds that are decoded before an utterance: AAC loses the first frame after a seek
 
 
 class MediaError(Exception):
     """A recording that is missing, broken or lacks what is asked of it; the message says which."""
 
 
-def waveform(path: Path, start: float, end: float | None) -> NDArray[np.float32]:
-    """``(samples,)`` at 16 kHz, one channel, between two times in seconds."""
+def waveform(path: Path, start: float, end: float | None, rate: int = 16_000) -> NDArray[np.float32]:
+    """``(samples,)`` at ``rate`` Hz, one channel, between two times in seconds."""
     av, pieces, first = _av(), [], None
     with _opened(av, path) as container:
         if not container.streams.audio:
             raise MediaError("has no sound")
         stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         try:
             _seek(container, stream, start)
             for frame in container.decode(stream):
@@ -41,10 +41,10 @@ def waveform(path: Path, start: float, end: float | None) -> NDArray[np.float32]
     if first is None or not pieces:
         raise MediaError(f"has no sound after {start:g} s")
     whole = np.concatenate(pieces)
-    skipped = round(max(start - first, 0) * RATE)
-    stop = None if end is None else skipped + round((end - max(start, first)) * RATE)
+    skipped = round(max(start - first, 0) * rate)
+    stop = None if end is None else skipped + round((end - max(start, first)) * rate)
     cut = whole[skipped:stop].astype(np.float32)
-    if len(cut) < RATE // 50:
+    if len(cut) < rate // 50:
         raise MediaError(f"has less than 20 ms of sound after {start:g} s")
     return cut
 
@@ -98,5 +98,6 @@ def _opened(av: Any, path: Path) -> Any:
 
 
 def _seek(container: Any, stream: Any, start: float) -> None:
-    if start > 0:
-        container.seek(int(start / stream.time_base), stream=stream)  # the last key frame before
+    before = max(start - _BEFORE, 0.0)
+    if before > 0:
+        container.seek(int(before / stream.time_base), stream=stream)  # the last key frame before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merc_model.errors import UserError
+from merc_model.extract import pretrained
 
 POOLINGS = ("mean", "first", "last", "max")
 
@@ -28,17 +28,8 @@ class TextEncoder:
     def __init__(self, name: str, pooling: str = "mean", device: str = "cpu") -> None:
         if pooling not in POOLINGS:
             raise UserError(f"--text-pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r}")
-        try:
-            from transformers import AutoModel, AutoTokenizer
-        except ImportError:
-            raise UserError("text features need transformers: pip install 'merc-kdc[extract]'") from None
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            model: Any = AutoModel.from_pretrained(name)
-        except Exception as error:  # a hub, a network, a folder and a format can fail in any way
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"text encoder {name!r} cannot be loaded: {reason}") from None
-        model = model.get_encoder() if model.config.is_encoder_decoder else model
+        self._tokenizer, model = pretrained.load("text encoder", name, "AutoTokenizer", "AutoModel")
+        model = pretrained.encoder(model)
         self._model = model.to(device).eval()
         self._pooling, self._device = pooling, device
         known = [getattr(model.config, "max_position_embeddings", 512), self._tokenizer.model_max_length, 512]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import wave
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,36 +10,19 @@ import pytest
 from merc_model.cli import main
 from merc_model.data.corpus import Corpus
 from merc_model.extract.cache import Cache
-from merc_model.extract.features import Settings, extract
+from merc_model.extract.features import extract
 from merc_model.extract.media import MediaError, waveform
+from merc_model.extract.rows import Work
+from merc_model.extract.settings import Settings
 from merc_model.extract.table import Utterance
 from merc_model.extract.text import TextEncoder
 from tests.model.command import SMALL, failure
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "hello", "you", "there", "no", "ann", "bob", ":"]
+from tests.model.recordings import text_encoder, tone
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers: Any = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def tone(path: Path, hertz: float, seconds: float = 2.0) -> Path:
-    samples = (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(8000 * seconds)) / 8000) * 32767).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
-        file.writeframes(samples.tobytes())
-    return path
+    return text_encoder(tmp_path_factory.mktemp("encoders") / "text")
 
 
 def test_text_does_not_depend_on_its_batch_and_context_changes_it(encoder: Path) -> None:
@@ -77,14 +58,14 @@ def test_missing_and_broken_recordings_are_missing_rows_that_are_named(encoder: 
     ]
     rows = [Utterance(f"line {i}", "a", "A", "hello" if i else "", "glad", media=m) for i, m in enumerate(media)]
     cache, lines = Cache(tmp_path / "cache"), []
-    corpus = extract(rows, Settings(text=str(encoder)), name="x", cache=cache, warn=lines.append)
+    corpus = extract(rows, Settings(text=str(encoder)), Work(cache, warn=lines.append), name="x")
     assert corpus.dims == {"text": 8, "audio": 49}
     assert np.isnan(corpus.features["audio"]).any(axis=1).tolist() == [False, False, True, True]
     assert np.isnan(corpus.features["text"]).any(axis=1).tolist() == [True, False, False, False]
     assert corpus.features["audio"][1, 1] - corpus.features["audio"][0, 1] == pytest.approx(19.02, abs=0.5)
     assert [line.split(":")[1] for line in lines] == [" line 3", " line 2"]
     assert "is not there" in lines[0]
-    again = extract(rows, Settings(text=str(encoder)), name="x", cache=cache)
+    again = extract(rows, Settings(text=str(encoder)), Work(cache), name="x")
     np.testing.assert_array_equal(again.features["audio"], corpus.features["audio"])
     cache.close()
 
@@ -92,11 +73,11 @@ def test_missing_and_broken_recordings_are_missing_rows_that_are_named(encoder: 
 def test_what_is_cached_is_not_made_again(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Utterance("", "a", "A", word, "glad") for word in ("hello", "you", "hello")]
     first = Cache(tmp_path / "cache")
-    corpus = extract(rows, Settings(text=str(encoder)), name="x", cache=first)
+    corpus = extract(rows, Settings(text=str(encoder)), Work(first), name="x")
     first.close()
     monkeypatch.setattr(TextEncoder, "__init__", lambda *_: pytest.fail("loaded an encoder"))
     second = Cache(tmp_path / "cache")
-    again = extract(rows, Settings(text=str(encoder)), name="x", cache=second)
+    again = extract(rows, Settings(text=str(encoder)), Work(second), name="x")
     second.close()
     assert again.fingerprint() == corpus.fingerprint()
 

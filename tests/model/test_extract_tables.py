@@ -7,8 +7,10 @@ import pytest
 
 from merc_model.errors import UserError
 from merc_model.extract.cache import Cache
-from merc_model.extract.features import Settings, contexts, extract
+from merc_model.extract.features import extract
 from merc_model.extract.layouts import LABELS, read_iemocap, read_meld
+from merc_model.extract.rows import Work, contexts
+from merc_model.extract.settings import Settings
 from merc_model.extract.table import Utterance, read_tables
 from tests.model.command import failure
 
@@ -116,7 +118,7 @@ def test_context_stays_inside_the_dialogue() -> None:
 def test_a_table_with_nothing_to_extract_or_learn(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     with pytest.raises(UserError, match="nothing to extract"):
-        extract([Utterance("", "a", "A", "", "glad")], Settings(), name="x", cache=cache)
+        extract([Utterance("", "a", "A", "", "glad")], Settings(), Work(cache), name="x")
     with pytest.raises(UserError, match="no label"):
-        extract([Utterance("", "a", "A", "hi")], Settings(), name="x", cache=cache)
+        extract([Utterance("", "a", "A", "hi")], Settings(), Work(cache), name="x")
     cache.close()
