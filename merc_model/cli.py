@@ -200,6 +200,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError(
             f"{path or 'the embedded corpus'} is not what the run was trained on; name the corpus with --data"
         )
+    extraction.refuse_other_features(path or Path(), corpus.extraction, record.corpus.get("extraction"))
     dialogues = corpus.dialogues(options.split)
     if not corpus.class_counts(dialogues).sum():
         raise UserError(f"corpus {corpus.name}: no labelled utterance in split {options.split!r}")
@@ -226,16 +227,11 @@ def _predict(options: argparse.Namespace) -> None:
     notes: list[str] = []
     settings = RunFolder(options.folder).record().corpus.get("extraction")
     if options.conversation.suffix.lower() in extraction.TABLES:
-        conversation = extraction.conversation(
-            options.conversation, settings, model.label_names, str(_device(options.device))
-        )
+        device = str(_device(options.device))
+        conversation, _ = extraction.conversation(options.conversation, settings, model.label_names, device)
     else:
         conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
-        if settings is not None and conversation.extraction not in (None, settings):
-            raise UserError(
-                f"{options.conversation}: its features were made with other settings ({conversation.extraction})"
-                f" than those of the run ({settings}); extract it as the run's corpus was"
-            )
+        extraction.refuse_other_features(options.conversation, conversation.extraction, settings)
     predictions = predict(model, conversation, conversation.dialogues("test"))
     notes += missing_rows(conversation, conversation.dialogues("test"))
     lacking = [modality for modality in model.modalities if modality not in conversation.features]

@@ -16,7 +16,7 @@ from merc_model.extract.layouts import LABELS, LAYOUTS, read_iemocap, read_meld
 from merc_model.extract.measures import MEASURES
 from merc_model.extract.rows import Work
 from merc_model.extract.settings import Settings
-from merc_model.extract.table import read_tables
+from merc_model.extract.table import Utterance, read_tables
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
@@ -89,15 +89,32 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}\n")
 
 
-def conversation(path: Path, extraction: str | None, label_names: list[str], device: str) -> Corpus:
-    """The one conversation of a table, with the features a run was trained on."""
+def conversation(
+    path: Path, extraction: str | None, label_names: list[str], device: str
+) -> tuple[Corpus, list[Utterance]]:
+    """The one conversation of a table, with the features a run was trained on, and its rows."""
     if extraction is None:
         raise UserError(f"{path}: the run's corpus was not made by merc extract, so its features cannot be made here")
+    settings = Settings.of(extraction)
+    changed = settings.difference(replace(settings, contents=settings.contents | settings.with_contents().contents))
+    if changed:
+        raise UserError(f"{path}: the run was trained with the {changed} than they have now")
     utterances = [replace(utterance, label="", split="test") for utterance in read_tables([path])]
     if len({utterance.dialogue for utterance in utterances}) > 1:
         raise UserError(f"{path}: holds several dialogues; give a table with one conversation")
     work = Work(Cache(Path(":memory:")), device=device, warn=_warn)
-    return extract(utterances, Settings.of(extraction), work, name=path.stem, label_names=label_names)
+    return extract(utterances, settings, work, name=path.stem, label_names=label_names), utterances
+
+
+def refuse_other_features(path: Path, extraction: str | None, of_run: str | None) -> None:
+    """A UserError for features that were made otherwise than those of a run; of unknown ones nothing is said."""
+    if extraction is None or of_run is None:
+        return
+    difference = Settings.of(extraction).difference(Settings.of(of_run))
+    if difference:
+        raise UserError(
+            f"{path}: other features than the run was trained on: {difference}; extract it as its corpus was"
+        )
 
 
 def _encoder(name: str) -> str | None:

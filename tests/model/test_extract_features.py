@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +16,10 @@ import pytest
 
 from merc_model.cli import main
 from merc_model.data.corpus import Corpus
+from merc_model.errors import UserError
+from merc_model.extract import measures
 from merc_model.extract.cache import Cache
+from merc_model.extract.command import conversation
 from merc_model.extract.features import extract
 from merc_model.extract.media import MediaError, waveform
 from merc_model.extract.rows import Work
@@ -104,7 +114,20 @@ def test_from_a_table_to_predictions(encoder: Path, tmp_path: Path, capsys: pyte
     other = tmp_path / "other.npz"
     features = corpus.features["text"][:3]
     np.savez(other, text=features, extraction=np.array(Settings().json()))
-    assert "other settings" in failure(["predict", str(run), str(other)], capsys)
+    expected = f"text sentence-transformers/all-MiniLM-L6-v2, not {encoder}"
+    assert expected in failure(["predict", str(run), str(other)], capsys)
+    replace(corpus, extraction=Settings().json()).save(tmp_path / "all.npz")
+    assert expected in failure(["evaluate", str(run), "--data", str(tmp_path / "all.npz")], capsys)
+
+    moved = shutil.copytree(encoder, tmp_path / "moved")  # the same encoder in another place
+    np.savez(
+        other, text=features, extraction=np.array(Settings(text=str(moved), text_context=1).with_contents().json())
+    )
+    assert main(["predict", str(run), str(other), "--out", str(tmp_path / "b.csv")]) == 0
+    own = Settings.of(corpus.extraction)
+    changed = replace(own, contents={"text": "of before"}).json()
+    with pytest.raises(UserError, match=f"the text encoder {encoder} with other contents than they have now"):
+        conversation(talk, changed, ["cross", "glad"], "cpu")
 
 
 def test_an_encoder_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,3 +143,75 @@ def test_an_encoder_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.Capture
         str(tmp_path / "empty"),
     ]
     assert "cannot be loaded" in failure(arguments, capsys)
+
+
+def test_a_killed_extraction_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    pytest.importorskip("librosa")
+    lines = [f"a,A,{tone(tmp_path / f'{i}.wav', 100 + i, seconds=3).name},glad" for i in range(40)]
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(["dialogue,speaker,media,label", *lines]))
+    command = ["extract", str(table), "--out", str(tmp_path / "c.npz"), "--workers", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "merc_model", *command])
+    while kept(tmp_path / "c.cache") < 3:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = kept(tmp_path / "c.cache")
+    assert 3 <= before < 40
+    assert not (tmp_path / "c.npz").exists()
+    made = []
+    measure = measures.MEASURES["prosody"]
+    monkeypatch.setitem(measures.MEASURES, "prosody", lambda samples: made.append(1) or measure(samples))
+    assert main(command) == 0
+    assert len(made) == 40 - before
+    assert Corpus.load(tmp_path / "c.npz").dims == {"audio": 49}
+
+
+def kept(cache: Path) -> int:
+    if not cache.exists():
+        return 0
+    connection = sqlite3.connect(cache, timeout=60)
+    try:
+        count: int = connection.execute("SELECT count(*) FROM features").fetchone()[0]
+    except sqlite3.OperationalError:  # the table is not made yet
+        count = 0
+    connection.close()
+    return count
+
+
+def test_workers_make_the_same_features(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    pytest.importorskip("librosa")
+    paths = [tone(tmp_path / f"{i}.wav", 100 + 10 * i, seconds=1) for i in range(20)]
+    paths[7].write_bytes(b"broken")
+    rows = [Utterance(f"line {i}", "a", "A", "", "glad", media=path) for i, path in enumerate(paths)]
+    made = []
+    for workers in (1, 2):
+        lines: list[str] = []
+        work = Work(Cache(Path(":memory:")), workers, warn=lines.append)
+        made.append(extract(rows, Settings(), work, name="x"))
+        assert len(lines) == 1
+        assert "line 7" in lines[0]
+    assert made[0].fingerprint() == made[1].fingerprint()
+
+
+@pytest.mark.parametrize(("name", "package", "width"), [("egemaps", "opensmile", 88), ("praat", "parselmouth", 19)])
+def test_measures_of_other_programs(name: str, package: str, width: int) -> None:
+    pytest.importorskip(package)
+    measure, seconds = measures.MEASURES[name], np.arange(16000) / 16000
+    low, high = (measure((0.3 * np.sin(2 * np.pi * hertz * seconds)).astype(np.float32)) for hertz in (120, 240))
+    assert low.shape == high.shape == (width,)
+    assert low.dtype == np.float32
+    pitch = {"egemaps": 0, "praat": 1}[name]
+    assert high[pitch] - low[pitch] == pytest.approx({"egemaps": 12, "praat": 120}[name], rel=0.02)
+    for samples in (np.zeros(16000, np.float32), np.zeros(400, np.float32)):
+        assert np.isfinite(measure(samples)).all()
+
+
+def test_licences_are_said_where_a_program_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, package, words in (("egemaps", "opensmile", "research"), ("praat", "parselmouth", "GPL 3")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=words):
+            measures.MEASURES[name](np.zeros(16000, np.float32))
