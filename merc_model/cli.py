@@ -28,9 +28,9 @@ from merc_model.config import MODALITIES, Config, load_preset, parse_settings, p
 from merc_model.data.community import LAYOUTS, convert
 from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import SPLITS, Corpus
-from merc_model.data.doctor import examine
 from merc_model.data.notes import missing_rows, validation_cut
 from merc_model.data.synthetic import synthetic
+from merc_model.doctor.findings import examine
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, Predictions, predict
 from merc_model.extract import command as extraction
@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser("extract", help="transcripts and recordings to a corpus .npz (merc-kdc[extract])")
+    command.set_defaults(run=_extract)
     extraction.add_arguments(command)
 
     command = commands.add_parser("doctor", help="what is wrong with the features of a corpus, worst first")
@@ -295,6 +296,23 @@ def _convert(options: argparse.Namespace) -> None:
         names, counts = np.unique(corpus.groups, return_counts=True)
         shown = [f"{name} {count}" for name, count in zip(names[:8], counts, strict=False)]
         print(f"groups: {len(names)} ({', '.join(shown)}{', …' if len(names) > 8 else ''} dialogues)")
+    _short_findings(corpus, options.out)
+
+
+def _extract(options: argparse.Namespace) -> None:
+    corpus = extraction.run(options)
+    dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
+    print(f"{options.out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}")
+    _short_findings(corpus, options.out)
+
+
+def _short_findings(corpus: Corpus, path: Path) -> None:
+    findings = examine(corpus)
+    for finding in findings:
+        if finding.misleads:
+            print(f"misleads: {finding.text}")
+    if findings:
+        print(f"findings: {len(findings)}; merc doctor {path} lists them")
 
 
 def _doctor(options: argparse.Namespace) -> int:

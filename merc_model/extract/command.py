@@ -24,7 +24,6 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of ``merc extract``."""
     default = Settings()
-    command.set_defaults(run=run)
     command.add_argument("tables", nargs="+", type=Path, metavar="TABLE", help="CSV, TSV or JSON lines; a release")
     command.add_argument("--out", type=Path, required=True, metavar="CORPUS.npz")
     command.add_argument("--layout", choices=LAYOUTS, metavar="NAME", help=f"one of {', '.join(LAYOUTS)}")
@@ -49,8 +48,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", metavar="D")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Extract some tables to a corpus."""
+def run(options: argparse.Namespace) -> Corpus:
+    """Extract some tables to a corpus, and save it."""
     out: Path = options.out
     if out.suffix.lower() != ".npz":
         raise UserError(f"--out {out}: expected a name that ends in .npz")
@@ -85,8 +84,7 @@ def run(options: argparse.Namespace) -> None:
     corpus = extract(utterances, settings, work, name=out.stem, label_names=LABELS.get(options.layout, ()))
     cache.close()
     corpus.save(out)
-    dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
-    sys.stdout.write(f"{out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}\n")
+    return corpus
 
 
 def conversation(
