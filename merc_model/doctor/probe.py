@@ -59,7 +59,7 @@ def probe(corpus: Corpus, modality: str) -> Probe | None:
 
 
 def label_columns(corpus: Corpus, modality: str) -> NDArray[np.int64]:
-    """Columns of few values, each of which stands for one label nearly always, though no label is nearly always there."""
+    """Columns of few values, each of which nearly always stands for one label; none where one label is nearly all."""
     known = (corpus.labels != IGNORE_INDEX) & ~np.isnan(corpus.features[modality]).any(axis=1)
     rows, labels = corpus.features[modality][known], corpus.labels[known]
     if len(labels) < _FEW or np.bincount(labels).max() > 0.9 * len(labels):

@@ -15,6 +15,7 @@ LABELS = {
     "meld": ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"),
 }
 _CLIPS = {"train": "train_splits", "valid": "dev_splits_complete", "test": "output_repeated_splits_test"}
+_TABLES = {"train_sent_emo.csv": "train", "dev_sent_emo.csv": "valid", "test_sent_emo.csv": "test"}
 _QUOTES = str.maketrans("\x85\x91\x92\x93\x94\x96\x97", "…‘’“”–—")  # Windows' marks, that MELD has as control codes
 _CODES = dict(zip(("hap", "sad", "neu", "ang", "exc", "fru"), LABELS["iemocap"], strict=True))
 _SAID = re.compile(r"(Ses\d\d[FM]_\w+?_([FM])[\dX]+\w*) \[(\d+\.\d+)-(\d+\.\d+)\]: ?(.*)")
@@ -22,15 +23,16 @@ _JUDGED = re.compile(r"\[\d+\.\d+ - \d+\.\d+\]\t(\w+)\t(\w+)\t")
 
 
 def read_meld(paths: Sequence[Path]) -> list[Utterance]:
-    """MELD's CSVs (train_sent_emo.csv, …), with the clips where they lie in the release's folders beside them."""
+    """MELD's CSVs or their folder; the clips where they lie in the release's folders beside them or a folder below."""
     found: list[Utterance] = []
-    for path in paths:
-        head = path.name.lower().split("_")[0]
-        split = {"train": "train", "dev": "valid", "test": "test"}.get(head)
+    for path in _meld_tables(paths):
+        split = _TABLES.get(path.name.lower())
         if split is None:
-            raise UserError(f"{path}: expected MELD's train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv")
-        clips = path.parent / _CLIPS[split]
-        rows = read_rows(path)
+            raise UserError(f"{path}: expected MELD's folder, or of it {', '.join(_TABLES)}")
+        head = path.name.lower().split("_")[0]
+        places = (path.parent / _CLIPS[split], path.parent / head / _CLIPS[split])
+        clips = next((place for place in places if place.is_dir()), None)
+        rows = read_rows(path, "cp1252")
         lacking = {"Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID"} - set(rows[0][1] if rows else ())
         if lacking:
             raise UserError(f"{path}: no column {min(lacking)!r}; expected a CSV of MELD")
@@ -47,10 +49,20 @@ def read_meld(paths: Sequence[Path]) -> list[Utterance]:
                     text=row["Utterance"].translate(_QUOTES).strip(),
                     label=label,
                     split=split,
-                    media=clips / name if clips.is_dir() else None,
+                    media=None if clips is None else clips / name,
                 )
             )
     return in_order(found)
+
+
+def _meld_tables(paths: Sequence[Path]) -> list[Path]:
+    tables = []
+    for path in paths:
+        inside = [file for name in _TABLES for file in (*sorted(path.glob(name)), *sorted(path.glob(f"*/{name}")))]
+        if path.is_dir() and not inside:
+            raise UserError(f"{path}: no {', '.join(_TABLES)} in it or a folder below")
+        tables += inside if path.is_dir() else [path]
+    return tables
 
 
 def read_iemocap(paths: Sequence[Path]) -> list[Utterance]:

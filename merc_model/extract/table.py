@@ -97,8 +97,8 @@ def in_order(utterances: Sequence[Utterance]) -> list[Utterance]:
     return [utterance for rows in dialogues.values() for utterance in rows]
 
 
-def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a table with their line numbers."""
+def read_rows(path: Path, other: str | None = None) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a table with their line numbers; ``other`` is the encoding of what is not UTF-8, if it is known."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -108,12 +108,7 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     foreign = what_it_is(raw[:300])
     if foreign is not None:
         raise UserError(f"{path}: {foreign}")
-    try:
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start} is {raw[error.start]:#x}); save it as UTF-8"
-        ) from None
+    text = _decoded(path, raw, other)
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         return _json_lines(path, text)
@@ -134,6 +129,16 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from None
     return rows
+
+
+def _decoded(path: Path, raw: bytes, other: str | None) -> str:
+    try:
+        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if other is not None:
+            return raw.decode(other, "replace")
+        found = f"byte {error.start} is {raw[error.start]:#x}"
+    raise UserError(f"{path}: not UTF-8 text ({found}); save it as UTF-8")
 
 
 def _json_lines(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from merc_model.cli import main
+from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
 from merc_model.extract.cache import Cache
 from merc_model.extract.features import extract
@@ -12,7 +14,8 @@ from merc_model.extract.layouts import LABELS, read_iemocap, read_meld
 from merc_model.extract.rows import Work, contexts
 from merc_model.extract.settings import Settings
 from merc_model.extract.table import Utterance, read_tables
-from tests.model.command import failure
+from tests.model.command import SMALL, failure
+from tests.model.recordings import text_encoder
 
 HEAD = "dialogue,utterance,speaker,text,label,split,media,start,end\n"
 
@@ -122,3 +125,73 @@ def test_a_table_with_nothing_to_extract_or_learn(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no label"):
         extract([Utterance("", "a", "A", "hi")], Settings(), Work(cache), name="x")
     cache.close()
+
+
+MELD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
+SAID = [  # emotion, speaker, words as the published files have them
+    ("neutral", "Chandler", "also I was the point person on my company\x92s transition from the KL-5 to GR-6 system."),
+    ("neutral", "The Interviewer", "You must\x92ve had your hands full."),
+    ("surprise", "Chandler", "That I did. \x93That I did.\x94"),
+    ("joy", "Chandler", '""No"", don\x92t I beg of you!'),
+    ("anger", "Joey", "All right then, we\x85 we\x92ll have a definite answer \x97 Monday."),
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])  # as published; as spreadsheets save it again
+def test_melds_release_goes_through_extract_and_train_on_text(
+    encoding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = text_encoder(tmp_path / "encoder")
+    release = tmp_path / "MELD.Raw"
+    for folder, name, dialogues in ((release / "train", "train", 6), (release, "dev", 2), (release, "test", 2)):
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [
+            f'{number},"{words}",{speaker},{emotion},neutral,{dialogue},{number},8,21,"00:16:16,059","00:16:21,731"'
+            for dialogue in range(dialogues)
+            for number, (emotion, speaker, words) in enumerate(SAID)
+        ]
+        (folder / f"{name}_sent_emo.csv").write_bytes("\r\n".join([MELD, *lines, ""]).encode(encoding))
+    (release / "dev" / "dev_splits_complete").mkdir(parents=True)
+    out, run = tmp_path / "meld.npz", tmp_path / "run"
+    command = [
+        "extract",
+        str(release),
+        "--layout",
+        "meld",
+        "--out",
+        str(out),
+        "--text",
+        str(encoder),
+        "--audio",
+        "none",
+    ]
+    assert main(command) == 0
+    corpus = Corpus.load(out)
+    assert corpus.class_counts(corpus.dialogues("train")).tolist() == [12, 6, 0, 0, 6, 0, 6]
+    assert corpus.label_names.tolist() == list(LABELS["meld"])
+    assert corpus.dialogue_ids.tolist() == [f"train-{d}" for d in range(6)] + ["dev-0", "dev-1", "test-0", "test-1"]
+    assert corpus.transcript is not None
+    assert corpus.transcript[0] == SAID[0][2].replace("\x92", "’")
+    assert corpus.transcript[2] == "That I did. “That I did.”"
+    assert corpus.transcript[3] == '"No", don’t I beg of you!'
+    assert corpus.transcript[4] == "All right then, we… we’ll have a definite answer — Monday."
+    assert corpus.speakers[:5].tolist() == [0, 1, 0, 0, 2]
+    assert corpus.speaker_names is not None
+    assert corpus.speaker_names[1] == "The Interviewer"
+    assert main(["train", "--data", str(out), "--out", str(run), *SMALL]) == 0
+    assert main(["doctor", str(out)]) == 1  # no fear, sadness and disgust to learn from in these few rows
+    assert "speakers: 3 of the test dialogues are in training too (Chandler, Joey, The Interviewer)" in (
+        capsys.readouterr().out
+    )
+
+
+def test_melds_clips_beside_the_tables_or_a_folder_below(tmp_path: Path) -> None:
+    row = '1,"Hi",Ross,joy,neutral,3,4,8,21,"00:16:16,059","00:16:21,731"'
+    (tmp_path / "dev_sent_emo.csv").write_text(f"{MELD}\n{row}\n")
+    clips = tmp_path / "dev" / "dev_splits_complete"
+    clips.mkdir(parents=True)
+    assert read_meld([tmp_path])[0].media == clips / "dia3_utt4.mp4"
+    with pytest.raises(UserError, match=r"no train_sent_emo.csv, dev_sent_emo.csv, test_sent_emo.csv in it"):
+        read_meld([clips])
+    with pytest.raises(UserError, match="expected MELD's folder"):
+        read_meld([tmp_path / "other.csv"])
