@@ -28,20 +28,7 @@ MANNERS = {  # pitch, speed and loudness
     "anger": (1.15, 1.3, 1.0),
     "sadness": (0.85, 0.75, 0.3),
 }
-TALK = [
-    "neutral",
-    "neutral",
-    "neutral",
-    "neutral",
-    "sadness",
-    "sadness",
-    "anger",
-    "anger",
-    "anger",
-    "neutral",
-    "joy",
-    "joy",
-]  # how it is said
+TALK = (*["neutral"] * 4, *["sadness"] * 2, *["anger"] * 3, "neutral", *["joy"] * 2)  # how demo-talk.csv is said
 FORMANTS = {"a": (730, 1090), "e": (530, 1840), "i": (270, 2290), "o": (570, 840), "u": (300, 870), "y": (270, 2100)}
 
 
