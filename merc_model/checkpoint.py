@@ -41,7 +41,8 @@ class Record:
         config: the resolved configuration.
         seed: of the run.
         label_names: the C emotions.
-        corpus: name, source (path, or None for the embedded one), sha256, dims, utterances and dialogues a split.
+        corpus: name, source (path, or None for the embedded one), sha256, dims, extraction (how merc extract made the
+            features, or None), utterances and dialogues a split.
     """
 
     config: Config
@@ -64,6 +65,7 @@ class Record:
             "source": None if source is None else os.fsencode(source.resolve()).decode(errors="surrogateescape"),
             "sha256": corpus.fingerprint(),
             "dims": corpus.dims,
+            "extraction": corpus.extraction,
             "dialogues": {split: len(indices) for split, indices in dialogues.items()},
             "utterances": {split: len(corpus.rows(indices)) for split, indices in dialogues.items()},
         }

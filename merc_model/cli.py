@@ -30,8 +30,10 @@ from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import SPLITS, Corpus
 from merc_model.data.notes import missing_rows, validation_cut
 from merc_model.data.synthetic import synthetic
+from merc_model.doctor.findings import examine
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, Predictions, predict
+from merc_model.extract import command as extraction
 from merc_model.files import write_whole
 from merc_model.run import summarize, train
 
@@ -46,13 +48,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when done, 2 after a mistake of the user's, 130 when interrupted."""
+    """Run the command line; 0 when done, 1 where doctor finds faults, 2 after a mistake, 130 when interrupted."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
         options = _parser().parse_args(arguments)
-        options.run(options)
+        code: int = options.run(options) or 0
         sys.stdout.flush()
     except UserError as error:
         print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
@@ -67,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="emotions of one conversation, and its timeline as a picture")
     command.set_defaults(run=_predict)
     command.add_argument("folder", type=Path, metavar="RUN")
-    command.add_argument("conversation", type=Path, metavar="CONVERSATION", help=".npz or .json")
+    command.add_argument(
+        "conversation", type=Path, metavar="CONVERSATION", help=".npz or .json; .csv, .tsv or .jsonl: extracted first"
+    )
     command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: print, as CSV)")
     command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
     command.add_argument("--device", default="auto", metavar="D")
@@ -135,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--groups", metavar="prefix:N", help="dialogues whose ids begin alike are not parted by cuts and folds"
     )
+
+    command = commands.add_parser("extract", help="transcripts and recordings to a corpus .npz (merc-kdc[extract])")
+    command.set_defaults(run=_extract)
+    extraction.add_arguments(command)
+
+    command = commands.add_parser("doctor", help="what is wrong with the features of a corpus, worst first")
+    command.set_defaults(run=_doctor)
+    command.add_argument("corpus", type=Path, metavar="CORPUS.npz")
 
     command = commands.add_parser("info", help="versions, devices, backends, and which of them a call takes")
     command.set_defaults(run=_info)
@@ -188,6 +201,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError(
             f"{path or 'the embedded corpus'} is not what the run was trained on; name the corpus with --data"
         )
+    extraction.refuse_other_features(path or Path(), corpus.extraction, record.corpus.get("extraction"))
     dialogues = corpus.dialogues(options.split)
     if not corpus.class_counts(dialogues).sum():
         raise UserError(f"corpus {corpus.name}: no labelled utterance in split {options.split!r}")
@@ -212,7 +226,13 @@ def _predict(options: argparse.Namespace) -> None:
         picture = _free(picture)
     model = load(options.folder, _device(options.device))
     notes: list[str] = []
-    conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
+    settings = RunFolder(options.folder).record().corpus.get("extraction")
+    if options.conversation.suffix.lower() in extraction.TABLES:
+        device = str(_device(options.device))
+        conversation, _ = extraction.conversation(options.conversation, settings, model.label_names, device)
+    else:
+        conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
+        extraction.refuse_other_features(options.conversation, conversation.extraction, settings)
     predictions = predict(model, conversation, conversation.dialogues("test"))
     notes += missing_rows(conversation, conversation.dialogues("test"))
     lacking = [modality for modality in model.modalities if modality not in conversation.features]
@@ -276,6 +296,32 @@ def _convert(options: argparse.Namespace) -> None:
         names, counts = np.unique(corpus.groups, return_counts=True)
         shown = [f"{name} {count}" for name, count in zip(names[:8], counts, strict=False)]
         print(f"groups: {len(names)} ({', '.join(shown)}{', …' if len(names) > 8 else ''} dialogues)")
+    _short_findings(corpus, options.out)
+
+
+def _extract(options: argparse.Namespace) -> None:
+    corpus = extraction.run(options)
+    dims = ", ".join(f"{modality} {dim}" for modality, dim in corpus.dims.items())
+    print(f"{options.out}: {len(corpus.dialogue_ids)} dialogues, {len(corpus.labels)} utterances; {dims}")
+    _short_findings(corpus, options.out)
+
+
+def _short_findings(corpus: Corpus, path: Path) -> None:
+    findings = examine(corpus)
+    for finding in findings:
+        if finding.misleads:
+            print(f"misleads: {finding.text}")
+    if findings:
+        print(f"findings: {len(findings)}; merc doctor {path} lists them")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    findings = examine(Corpus.load(options.corpus))
+    for finding in findings:
+        print(f"{'misleads' if finding.misleads else 'note'}: {finding.text}")
+    if not findings:
+        print("nothing was found")
+    return int(any(finding.misleads for finding in findings))
 
 
 def _info(options: argparse.Namespace) -> None:

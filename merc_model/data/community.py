@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +26,11 @@ from numpy.typing import NDArray
 from merc_model.config import IGNORE_INDEX, MODALITIES
 from merc_model.data.corpus import Corpus
 from merc_model.data.layouts import LAYOUTS, ROBERTA, SPLIT_FIELDS, as_array, recognise
+from merc_model.data.published import DATASETS, differences
 from merc_model.data.unpickle import load_pickle
 from merc_model.errors import UserError
 
 __all__ = ["LAYOUTS", "convert"]
-
-
-@dataclass(frozen=True)
-class _Dataset:
-    """A data set as published: its labels in the files' order; of each split, dialogues and class counts."""
-
-    label_names: tuple[str, ...]
-    splits: dict[str, tuple[int, tuple[int, ...]]]
-
-
-_DATASETS = {
-    "iemocap": _Dataset(
-        ("happy", "sad", "neutral", "angry", "excited", "frustrated"),
-        {"train": (120, (504, 839, 1324, 933, 742, 1468)), "test": (31, (144, 245, 384, 170, 299, 381))},
-    ),
-    "meld": _Dataset(
-        ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"),
-        {
-            "train": (1038, (4710, 1205, 268, 683, 1743, 271, 1109)),
-            "valid": (114, (470, 150, 40, 111, 163, 22, 153)),
-            "test": (280, (1256, 281, 50, 208, 402, 68, 345)),
-        },
-    ),
-}
 
 
 def convert(
@@ -72,7 +48,7 @@ def convert(
     """
     files = [Path(path) for path in paths]
     name, fields = recognise(files, [load_pickle(file, warn=warn) for file in files], layout, warn)
-    dataset = _DATASETS[LAYOUTS[name].dataset]
+    dataset = DATASETS[LAYOUTS[name].dataset]
     texts = ("text",) if "text" in fields else ROBERTA
     sources = {"text": texts, "audio": ("audio",), "visual": ("visual",)}
     try:
@@ -103,8 +79,8 @@ def convert(
             corpus = corpus.with_groups("prefix:5")
         else:
             warn("dialogue ids do not begin with a session (Ses01 to Ses05), so there are no groups")
-    for line in _unexpected_counts(corpus, dataset):
-        warn(line)
+    for difference in differences(corpus, dataset):
+        warn(f"{difference.splits}: {difference.text}")
     return corpus
 
 
@@ -206,28 +182,3 @@ def _mark_missing(rows: NDArray[np.float32], modality: str, warn: Callable[[str]
         warn(f"{modality}: {missing.sum()} of {len(rows)} rows are all zeros or not finite; marked as missing")
     rows[missing] = np.nan
     return not missing.all()
-
-
-def _unexpected_counts(corpus: Corpus, dataset: _Dataset) -> Iterable[str]:
-    """A line for each split that is not as published."""
-
-    def describe(dialogues: int, counts: Sequence[int]) -> str:
-        classes = "/".join(map(str, counts))
-        return f"{dialogues} dialogues, {sum(counts)} utterances ({classes} of {'/'.join(dataset.label_names)})"
-
-    def published(splits: Sequence[str]) -> tuple[int, tuple[int, ...]]:
-        known = [dataset.splits[split] for split in splits if split in dataset.splits]
-        return sum(d for d, _ in known), tuple(map(sum, zip(*(counts for _, counts in known), strict=True)))
-
-    marked = len(corpus.dialogues("valid")) > 0
-    if marked and "valid" in dataset.splits:
-        groups = [["train"], ["valid"], ["test"]]
-    else:
-        groups = [["train", "valid"], ["test"]]
-    for group in groups:
-        dialogues = np.concatenate([corpus.dialogues(split) for split in group])
-        counts = tuple(corpus.class_counts(dialogues).tolist())
-        accepted = {published(group), published(group[:1])}
-        if (len(dialogues), counts) not in accepted:
-            expected = " or ".join(describe(*one) for one in sorted(accepted))
-            yield f"{' and '.join(group)}: expected {expected}; found {describe(len(dialogues), counts)}"

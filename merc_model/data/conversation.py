@@ -54,6 +54,7 @@ def read_conversation(
         dialogue_ids=np.array([path.stem]),
         split=np.array(["test"]),
         label_names=np.array(label_names),
+        extraction=str(arrays["extraction"]) if "extraction" in arrays else None,
     )
 
 

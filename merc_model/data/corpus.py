@@ -12,6 +12,9 @@ split                (dialogues,) str    train, valid, test; valid may be absent
 label_names          (C,) str
 groups               (dialogues,) str    optional: a session, a show, a pair of speakers, which training and
                                          validation may not share
+speaker_names        (U,) str            optional: who says it, across dialogues
+transcript           (U,) str            optional: what is said, empty where that is unknown
+extraction           () str              optional: the settings of ``merc extract``, as JSON
 ===================  ==================  =======================================================
 """
 
@@ -35,6 +38,7 @@ from merc_model.files import write_whole
 SPLITS = ("train", "valid", "test")
 _INTEGER_ARRAYS = ("labels", "speakers", "offsets")
 _STRING_ARRAYS = ("dialogue_ids", "split", "label_names")
+_OPTIONAL_ARRAYS = ("groups", "speaker_names", "transcript")  # of strings
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Corpus:
         split: ``(dialogues,)`` str, one of train, valid, test.
         label_names: ``(C,)`` str.
         groups: ``(dialogues,)`` str, what training and validation may not share, such as a session; or None.
+        speaker_names: ``(U,)`` str, who says it, the same name in all dialogues; or None.
+        transcript: ``(U,)`` str, what is said, empty where that is unknown; or None.
+        extraction: the settings that ``merc extract`` made the features with, or None.
 
     Raises:
         UserError: arrays that contradict each other, naming the array.
@@ -67,6 +74,9 @@ class Corpus:
     split: NDArray[np.str_]
     label_names: NDArray[np.str_]
     groups: NDArray[np.str_] | None = None
+    speaker_names: NDArray[np.str_] | None = None
+    transcript: NDArray[np.str_] | None = None
+    extraction: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -76,7 +86,7 @@ class Corpus:
             object.__setattr__(self, "features", narrowed)
             for key in _INTEGER_ARRAYS:
                 object.__setattr__(self, key, as_integers(key, getattr(self, key)))
-            for key in (*_STRING_ARRAYS, *(() if self.groups is None else ("groups",))):
+            for key in (*_STRING_ARRAYS, *self._optional()):
                 object.__setattr__(self, key, as_strings(key, getattr(self, key)))
             problem = self._problem() or self._infinite(given)
         except UserError as error:
@@ -143,6 +153,10 @@ class Corpus:
             split_of[dialogue] = split
         if self.groups is not None and self.groups.shape != (dialogues,):
             return f"groups: expected ({dialogues},), one for each dialogue, got {self.groups.shape}"
+        for key in ("speaker_names", "transcript"):
+            texts = getattr(self, key)
+            if texts is not None and texts.shape != (utterances,):
+                return f"{key}: expected ({utterances},), one for each utterance, got {texts.shape}"
         classes = len(self.label_names)
         if len(set(self.label_names.tolist())) != classes:
             return "label_names: a name stands twice"
@@ -167,21 +181,26 @@ class Corpus:
         missing = [key for key in needed if key not in arrays]
         if missing:
             raise UserError(f"{path}: not a corpus: no array {missing[0]!r} (has {', '.join(arrays) or 'none'})")
-        needed += ["groups"] if "groups" in arrays else []
+        needed += [key for key in _OPTIONAL_ARRAYS if key in arrays]
         return cls(
             name=path.stem,
             features={m: arrays[m] for m in MODALITIES if m in arrays},
             **{key: arrays[key] for key in needed},
+            extraction=str(arrays["extraction"]) if "extraction" in arrays else None,
         )
 
     def save(self, path: str | Path) -> None:
         """Write the corpus to ``path``, whole or not at all."""
         arrays = {**self.features, **{key: getattr(self, key) for key in self._keys()}}
+        arrays |= {} if self.extraction is None else {"extraction": np.array(self.extraction)}
         write_whole(Path(path), lambda file: np.savez_compressed(file, **arrays))
 
     def _keys(self) -> tuple[str, ...]:
         """The arrays beside the features."""
-        return (*_INTEGER_ARRAYS, *_STRING_ARRAYS, *(() if self.groups is None else ("groups",)))
+        return (*_INTEGER_ARRAYS, *_STRING_ARRAYS, *self._optional())
+
+    def _optional(self) -> tuple[str, ...]:
+        return tuple(key for key in _OPTIONAL_ARRAYS if getattr(self, key) is not None)
 
     @property
     def num_classes(self) -> int:
@@ -230,6 +249,8 @@ class Corpus:
             dialogue_ids=self.dialogue_ids[dialogues],
             split=self.split[dialogues],
             groups=None if self.groups is None else self.groups[dialogues],
+            speaker_names=None if self.speaker_names is None else self.speaker_names[rows],
+            transcript=None if self.transcript is None else self.transcript[rows],
         )
 
     def with_groups(self, rule: str) -> Corpus:

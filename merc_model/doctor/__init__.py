@@ -1,0 +1,1 @@
+"""What is wrong with the features of a corpus (``merc doctor``)."""

@@ -1,0 +1,1 @@
+"""From transcripts and recordings to a corpus of features (``pip install merc-kdc[extract]``)."""
