@@ -26,7 +26,7 @@ PYBIND11_MODULE(_C, m) {
   build["torch_target"] = MERC_TORCH_TARGET;
   m.attr("build") = build;
 
-  static constexpr const char* kIsas[] = {"plain", "avx2", "avx512"};
+  static constexpr const char* kIsas[] = {"plain", "avx2", "avx512", "amx"};
   m.def("isa", [] { return kIsas[static_cast<int>(merc::cpu::isa())]; }, "The instruction set of the CPU kernels.");
   m.def(
       "set_isa",

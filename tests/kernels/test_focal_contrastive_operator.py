@@ -81,18 +81,36 @@ def test_many_blocks(size, focal, backend):
         focal_cases.check(focal_cases.build({**case, "use": use, "temperature": temperature}), fused(backend))
 
 
-@needs_cpu
-@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
-def test_every_instruction_set(isa):
+@pytest.fixture(params=["plain", "avx2", "avx512", "amx"])
+def isa(request):
     usual = extension().isa()
-    if not extension().set_isa(isa):
-        pytest.skip(f"this machine cannot run {isa}")
-    wide = {**CASES[0], "size": (70, 401), "dtype": torch.float32, "temperature": 0.07, "use": "refs with gradient"}
-    try:
-        for case in (*CASES[:60], wide):  # features in several parts and a rest
-            focal_cases.check(focal_cases.build(case), fused("cpu"))
-    finally:
-        extension().set_isa(usual)
+    if not extension().set_isa(request.param):
+        pytest.skip(f"this machine cannot run {request.param}")
+    yield request.param
+    extension().set_isa(usual)
+
+
+@needs_cpu
+def test_every_instruction_set(isa):
+    wide = {**CASES[0], "size": (70, 401), "temperature": 0.07, "use": "refs with gradient"}
+    wide = [{**wide, "dtype": dtype} for dtype in (torch.float32, torch.bfloat16)]
+    for case in (*CASES[:60], *wide):  # features in several parts and a rest
+        focal_cases.check(focal_cases.build(case), fused("cpu"))
+
+
+@needs_cpu
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+def test_bfloat16_rows_lose_nothing_on_the_way(isa, scale):
+    x, y = (torch.randn(203, 70) * scale).bfloat16(), torch.arange(203) % 5
+    x[7] = 0
+    tensors = (x, y, None, None, None, None, None)
+    options = (0.1, 2.0, 0, False, False, False, True, -100, 2)  # before bfloat16 rounds the gradient
+    loss, gradient, *_ = torch.ops.merc.focal_contrastive_with_gradients(*tensors, *options, True, False, False, False)
+    exact = x.double().requires_grad_()
+    truth = reference.focal_contrastive_loss(exact, y, temperature=0.1, gamma=2.0, detach_focal=False)
+    truth.backward()
+    assert abs(loss.item() - truth.item()) < 1e-6 * truth.item()
+    assert (gradient - exact.grad).norm() < 2e-5 * exact.grad.norm()
 
 
 LABELS = {

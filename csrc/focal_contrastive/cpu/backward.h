@@ -73,13 +73,15 @@ Tensor multiply_tiles(
       std::fill_n(of_rows + block.rows.begin * width, block.rows.size() * width, A(0));
     }
   }
-  const Tensor scratch = batch.scratch(3);
+  const Tensor scratch = batch.scratch(3), scratch_of_product = batch.scratch(batch.scratch_rows());
   std::vector<double> sums_of_tiles(of_temperature ? layout.tiles().size() : 0);
-  const auto accumulate = [&](const Block& block, int position, const Left<A>& tile, const Block& other) {
+  const auto accumulate = [&](const Tile& tile, bool transposed, int64_t worker) {
+    const Block& block = layout.blocks()[transposed ? tile.columns : tile.rows];
     if (wanted[block.segment]) {
-      kernel.multiply(
-          block.rows.size(), other.rows.size(), width, tile, batch.right(other),
-          {of_rows + block.rows.begin * width, width, position > 0});
+      const int position = transposed ? tile.column_position : tile.row_position;
+      batch.multiply(
+          tile, transposed, batch.tile(tile, worker), batch.scratch_of(scratch_of_product, worker),
+          of_rows + block.rows.begin * width, position > 0);
     }
   };
   run_tiles(
@@ -95,11 +97,9 @@ Tensor multiply_tiles(
         }
       },
       [&](const Tile& tile, int64_t worker) {
-        const A* data = batch.tile(tile, worker);
-        const Block &rows = layout.blocks()[tile.rows], &columns = layout.blocks()[tile.columns];
-        accumulate(rows, tile.row_position, {data, batch.stride(), 1}, columns);
+        accumulate(tile, false, worker);
         if (!tile.diagonal()) {
-          accumulate(columns, tile.column_position, {data, 1, batch.stride()}, rows);
+          accumulate(tile, true, worker);
         }
       });
   for (const double sum : sums_of_tiles) {

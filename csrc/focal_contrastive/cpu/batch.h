@@ -7,11 +7,13 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "../../cpu/allocate.h"
 #include "../arguments.h"
+#include "half_rows.h"
 #include "kernels.h"
 #include "layout.h"
 #include "queue.h"
@@ -89,7 +91,7 @@ class Batch {
   // As a forward pass left them.
   Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index)
       : Batch(arguments, std::move(z), std::move(norms), std::move(index), /*keep=*/false) {
-    if (kernel_.transpose) {
+    if (halves_are_better(arguments) || kernel_.transpose) {
       pack(nullptr, nullptr);
     }
   }
@@ -141,8 +143,12 @@ class Batch {
       return view;
     }
     const int64_t height = rows.rows.size(), n = columns.rows.size();
-    kernel_.multiply(
-        height, arguments_.width, whole(n, kernel_.vector), left(rows), transposed(columns), {to, stride_, false});
+    if (halves_) {
+      halves_->cosines(tile.rows, tile.columns, stride_, floats(to));
+    } else {
+      kernel_.multiply(
+          height, arguments_.width, whole(n, kernel_.vector), left(rows), transposed(columns), {to, stride_, false});
+    }
     for (int64_t i = 0; i < height; ++i) {
       A* row = to + i * stride_;
       std::fill(row + n, row + view.padded(), -std::numeric_limits<A>::infinity());
@@ -152,6 +158,21 @@ class Batch {
     }
     return view;
   }
+
+  // M Z for the rows of a tile M, or M' Z for its columns; `add`: to what stands there.
+  void multiply(const Tile& tile, bool transposed, const A* m, A* scratch, A* to, bool add) const {
+    const Block& rows = layout_.blocks()[tile.rows];
+    const Block& columns = layout_.blocks()[tile.columns];
+    const int64_t width = arguments_.width;
+    if (halves_) {
+      halves_->multiply(tile, transposed, floats(m), stride_, width, floats(scratch), {floats(to), width, add});
+    } else if (transposed) {
+      kernel_.multiply(columns.rows.size(), rows.rows.size(), width, {m, 1, stride_}, right(rows), {to, width, add});
+    } else {
+      kernel_.multiply(rows.rows.size(), columns.rows.size(), width, {m, stride_, 1}, right(columns), {to, width, add});
+    }
+  }
+  int64_t scratch_rows() const { return halves_ ? HalfRows::scratch_rows(stride_) : 0; }  // of `multiply`
 
   // All tiles have their cosines.
   void passed() { kept_ = keep_; }
@@ -183,7 +204,19 @@ class Batch {
         workers_(torch::stable::get_num_threads()),
         stride_(std::max(whole(layout_.largest_block()), kLanes)),
         tiles_(empty({keep ? static_cast<int64_t>(layout_.tiles().size()) : workers_, stride_, stride_}, kType<A>)),
-        panels_(empty({kernel_.transpose ? layout_.padded_rows() : 0, arguments.width}, kType<A>)) {}
+        panels_(empty(
+            {kernel_.transpose && !halves_are_better(arguments) ? layout_.padded_rows() : 0, arguments.width},
+            kType<A>)) {}
+
+  // Whether all rows are bfloat16 and there is a unit that multiplies them.
+  static bool halves_are_better(const Arguments& arguments) {
+    return half_kernels() && arguments.same_type && arguments.embeddings().scalar_type() == ScalarType::BFloat16;
+  }
+  // Of float32 sums; halves have no others.
+  template <class T>
+  static auto* floats(T* numbers) {
+    return reinterpret_cast<std::conditional_t<std::is_const_v<T>, const float, float>*>(numbers);
+  }
 
   const A* rows_of(const Block& block) const { return unit_rows() + block.rows.begin * arguments_.width; }
   const A* panels() const { return static_cast<const A*>(panels_.const_data_ptr()); }
@@ -212,15 +245,20 @@ class Batch {
             norms[row] = unit_row(row, z + row * width);
           }
         }
-        if (kernel_.transpose) {
+        if (panels_.size(0) > 0) {
           kernel_.transpose(unit_rows_ + rows.begin * width, rows.size(), width, transposed + padded_begin * width);
         }
       }
     });
+    if (halves_are_better(arguments_)) {
+      halves_.emplace(*half_kernels(), layout_, width, options_.normalize, floats(lengths_), [this](int64_t row) {
+        return reinterpret_cast<const Half*>(source_of(row).first);
+      });
+    }
   }
 
-  // Writes a row of the arguments, normalised; its length.
-  A unit_row(int64_t row, A* to) const {
+  // Where the numbers of a row stand among the arguments, and their type.
+  std::pair<const char*, ScalarType> source_of(int64_t row) const {
     const int64_t from = Layout::source(order()[row]), group = row / sizes_.rows();
     int i = 0;
     while (from >= arguments_.sources[i].first + arguments_.sources[i].rows) {
@@ -228,7 +266,13 @@ class Batch {
     }
     const Source& source = arguments_.sources[i];
     const int64_t at = group * source.group_stride + (from - source.first) * source.row_stride;
-    return kernel_.unit_row(source.data + at * source.bytes, source.type, arguments_.width, options_.normalize, to);
+    return {source.data + at * source.bytes, source.type};
+  }
+
+  // Writes a row of the arguments, normalised; its length.
+  A unit_row(int64_t row, A* to) const {
+    const auto [from, type] = source_of(row);
+    return kernel_.unit_row(from, type, arguments_.width, options_.normalize, to);
   }
 
   const Arguments& arguments_;
@@ -242,6 +286,7 @@ class Batch {
   bool keep_, kept_ = false;
   int64_t workers_, stride_;
   Tensor tiles_, panels_;
+  std::optional<HalfRows> halves_;
 };
 
 }  // namespace

@@ -26,4 +26,20 @@ struct Product {
   bool add;
 };
 
+using Half = uint16_t;  // the bits of a bfloat16
+
+// The same of half_product.h.
+struct HalfLeft {
+  const Half* data;
+  int64_t row;    // numbers from one row to the next
+  int parts = 1;  // that are added: one after the other in a row, each as long as the depth
+};
+struct HalfRight {
+  const Half* data;
+  int64_t panel;  // numbers from one panel to the next
+};
+
+// A tile of the matrix unit, which multiplies 16 rows by 16 columns, 32 steps of the depth at a time.
+constexpr int64_t kTileRows = 16, kTileDepth = 32;
+
 }  // namespace merc::focal_contrastive::cpu

@@ -14,6 +14,10 @@
 #include <limits>
 #include <type_traits>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include "../../cpu/isa.h"
 #include "factors.h"
 #include "tile.h"
@@ -61,9 +65,40 @@ constexpr int kVector = 16, kRows = 8, kVectors = 2;  // 16 of 32
 }  // namespace
 }  // namespace avx512
 #pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,amx-tile,amx-bf16,prefer-vector-width=512")
+namespace amx {
+namespace {
+using avx512::inverse_power;
+#include "half_product.h"
+}  // namespace
+}  // namespace amx
+#pragma GCC pop_options
 #endif
 
 namespace {
+
+// The functions of half_product.h.
+struct HalfKernels {
+  void (*multiply)(int64_t, int64_t, int64_t, HalfLeft, HalfRight, Product<float>);
+  float (*scaled_row)(const Half*, int64_t, bool, Half*);
+  void (*transpose)(const Half*, int64_t, Half*);
+  void (*interleave)(const Half*, const Half*, int64_t, int64_t, Half*);
+  void (*scale_row)(float*, int32_t, float, const float*);
+  HalfLeft (*split)(const float*, int64_t, int64_t, int64_t, const float*, int64_t, bool, float*, Half*);
+};
+
+// Null where there is no such unit.
+inline const HalfKernels* half_kernels() {
+#ifdef MERC_X86_KERNELS
+  static constexpr HalfKernels kernels{amx::multiply,   amx::scaled_row, amx::transpose_halves,
+                                       amx::interleave, amx::scale_row,  amx::split};
+  if (merc::cpu::isa() == merc::cpu::Isa::amx) {
+    return &kernels;
+  }
+#endif
+  return nullptr;
+}
 
 // The functions of one instruction set.
 template <class A>
@@ -88,7 +123,7 @@ template <class A>
 Kernels<A> kernels() {
 #ifdef MERC_X86_KERNELS
   if constexpr (std::is_same_v<A, float>) {  // exp and log of a double are no vector code
-    if (merc::cpu::isa() == merc::cpu::Isa::avx512) {
+    if (merc::cpu::isa() >= merc::cpu::Isa::avx512) {
       return MERC_KERNELS(avx512);
     }
     if (merc::cpu::isa() == merc::cpu::Isa::avx2) {

@@ -57,7 +57,7 @@ template <class A>
 void run(const Rows& p, bool forward) {
   auto rows = MERC_ROWS(plain);
 #ifdef MERC_X86_KERNELS
-  if (merc::cpu::isa() == merc::cpu::Isa::avx512) {
+  if (merc::cpu::isa() >= merc::cpu::Isa::avx512) {
     rows = MERC_ROWS(avx512);
   } else if (merc::cpu::isa() == merc::cpu::Isa::avx2) {
     rows = MERC_ROWS(avx2);
