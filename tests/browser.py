@@ -41,7 +41,7 @@ class Browser:
             metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             self.devtools("Emulation.setDeviceMetricsOverride", metrics)
         except BaseException:
-            self.driver.kill()
+            self._stop()
             raise
 
     def __enter__(self):
@@ -51,8 +51,12 @@ class Browser:
         try:
             self._call("DELETE", self.path)
         finally:
-            self.driver.terminate()
-            self.driver.wait()
+            self._stop()
+
+    def _stop(self):
+        self.driver.terminate()
+        self.driver.wait()
+        self.driver.stdout.close()
 
     def _call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()

@@ -29,22 +29,28 @@
     show(row);
     const place = places[rows.indexOf(row)];
     for (const strip of strips) strip.querySelector(".here").setAttribute("x", place * strip.viewBox.baseVal.width);
-    if (scroll) row.scrollIntoView({ block: "center", behavior: calm || scroll === "jump" ? "auto" : "smooth" });
+    if (scroll === "smooth" && !calm) row.scrollIntoView({ block: "center", behavior: "smooth" });
+    else if (scroll) reveal(row, "center");
+  }
+
+  function reveal(row, block) {
+    row.scrollIntoView({ block });
+    requestAnimationFrame(() => row.scrollIntoView({ block })); // rows that are now drawn are not as high as was guessed
   }
 
   function move(row) {
     row.focus({ preventScroll: true });
-    row.scrollIntoView({ block: "nearest" });
+    reveal(row, "nearest");
   }
 
   list.addEventListener("focusin", event => {
     const row = event.target.closest("li");
-    if (row !== chosen) choose(row);
+    choose(row);
     row.setAttribute("aria-label", [...row.children].map(part => part.innerText).join(", ")); // a list item has no name of its own
-    row.setAttribute("aria-describedby", "odds");
+    row.setAttribute("aria-description", lines.map(line => line.innerText.replace(/\s+/g, " ")).join(", "));
   });
   list.addEventListener("focusout", event => {
-    for (const name of ["aria-label", "aria-describedby"]) event.target.closest("li").removeAttribute(name);
+    for (const name of ["aria-label", "aria-description"]) event.target.closest("li").removeAttribute(name);
   });
   list.addEventListener("pointerover", event => { const row = event.target.closest("li"); if (row) show(row); });
   list.addEventListener("pointerleave", () => show(chosen));

@@ -97,17 +97,17 @@ def _timeline(
         lefts = np.arange(length, dtype=np.float64)
         rights, total = lefts + 1, float(length)
         ends = [f"{round(1 + share * (length - 1)):,}" for share in (0, 0.5, 1)][:length]
-    spans = np.stack([lefts, rights], axis=1) / total * _WIDTH
+    lefts, rights = lefts / total * _WIDTH, rights / total * _WIDTH
     emotions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     lanes = []
     for index, name in enumerate(label_names):
         members = np.flatnonzero(emotions == index)
-        bars = [_bar(*spans[i], confidence[i]) for i in members]
+        bars = [_bar(lefts[i], rights[i], confidence[i]) for i in members]
         lanes.append(_lane(f"c{index % COLOURS}", name, f"{len(members):,}", bars))
     shown = speakers[:_MOST_SPEAKERS] if len(speakers) > 1 else ()
     for name in shown:
         said = [i for i in range(length) if spoken.speakers[i] == name]
-        bars = [_bar(*spans[i], 0.5) for i in said]
+        bars = [_bar(lefts[i], rights[i], 0.5) for i in said]
         lanes.append(_lane("" if name != shown[0] else "first", name, f"{len(said):,}", bars))
     more = len(speakers) - _MOST_SPEAKERS
     seconds = f' data-seconds="{total:.3f}"' if spoken.timed else ""
