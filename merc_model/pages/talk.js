@@ -117,5 +117,5 @@
 
   choose(rows[0]);
   const linked = document.getElementById(location.hash.slice(1));
-  if (rows.includes(linked)) choose(linked, "jump");
+  if (rows.includes(linked)) choose(linked); // the browser itself scrolls there
 }
