@@ -29,12 +29,14 @@ from merc_model.data.community import LAYOUTS, convert
 from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import SPLITS, Corpus
 from merc_model.data.notes import missing_rows, validation_cut
+from merc_model.data.spoken import read_spoken
 from merc_model.data.synthetic import synthetic
 from merc_model.doctor.findings import examine
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, Predictions, predict
 from merc_model.extract import command as extraction
 from merc_model.files import write_whole
+from merc_model.pages.talk import talk
 from merc_model.run import summarize, train
 
 _MADE_UP = "synthetic data: the figures say that the software works, nothing about people"
@@ -110,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "conversation", type=Path, metavar="CONVERSATION", help=".npz or .json; .csv, .tsv or .jsonl: extracted first"
     )
-    command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: print, as CSV)")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help=".html (a page), .csv or .json (default: print, as CSV)"
+    )
     command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
     command.add_argument("--device", default="auto", metavar="D")
 
@@ -214,8 +218,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     out: Path | None = options.out
-    if out is not None and out.suffix.lower() not in (".csv", ".json"):
-        raise UserError(f"--out {out}: expected a name that ends in .csv or .json")
+    kind = out.suffix.lower() if out else ".csv"
+    if kind not in (".csv", ".json", ".html"):
+        raise UserError(f"--out {out}: expected a name that ends in .csv, .json or .html")
     picture = out.with_suffix(".png") if out else Path(f"{options.conversation.stem}.timeline.png")
     if out is not None and out.exists():
         if not options.force:
@@ -229,23 +234,30 @@ def _predict(options: argparse.Namespace) -> None:
     settings = RunFolder(options.folder).record().corpus.get("extraction")
     if options.conversation.suffix.lower() in extraction.TABLES:
         device = str(_device(options.device))
-        conversation, _ = extraction.conversation(options.conversation, settings, model.label_names, device)
+        conversation, spoken = extraction.conversation(options.conversation, settings, model.label_names, device)
     else:
         conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
+        spoken = read_spoken(options.conversation, conversation)
         extraction.refuse_other_features(options.conversation, conversation.extraction, settings)
     predictions = predict(model, conversation, conversation.dialogues("test"))
     notes += missing_rows(conversation, conversation.dialogues("test"))
     lacking = [modality for modality in model.modalities if modality not in conversation.features]
     notes += [f"has no {' and no '.join(lacking)}; predicted without"] if lacking else []
     rows = _rows(predictions, conversation, model.label_names)
+    probabilities = predictions.probabilities[FUSED]
     if out is None:
         sys.stdout.write(_csv(rows))
+    elif kind == ".html":
+        made = f"Emotions as the model in {options.folder} predicts them; it can be wrong."
+        data = talk(conversation.name, made, probabilities, model.label_names, spoken, out.parent)
+        write_whole(out, lambda file: file.write(data))
     else:
-        text = _csv(rows) if out.suffix.lower() == ".csv" else json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+        text = _csv(rows) if kind == ".csv" else json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         write_whole(out, lambda file: file.write(text.encode(errors="backslashreplace")))
-    probabilities = predictions.probabilities[FUSED]
     sys.stdout.flush()
     _note(conversation, notes)
+    if kind == ".html":
+        return
     arguments = (probabilities, conversation.speakers, model.label_names, conversation.name)
     if report.attempt(report.timeline, picture, *arguments):
         print(f"timeline: {picture}", file=sys.stderr)

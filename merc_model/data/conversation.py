@@ -2,7 +2,8 @@
 
 ``.npz``: ``text``, ``audio``, ``visual`` (L, D_m), a row an utterance, NaN rows = missing; ``speakers`` (L,) int64.
 ``.json``: ``{"text": [[…], …], "audio": [[…], null, …], "speakers": ["Ann", "Bob", …]}``, null rows = missing.
-Modalities may be left out; without ``speakers`` it is a monologue.
+Modalities may be left out; without ``speakers`` it is a monologue. For people to read, either may have ``transcript``,
+``start``, ``end`` (seconds) and ``media`` (paths from the file's folder), a value for each utterance.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def read_conversation(
     Raises:
         UserError: a file that is missing, unreadable or holds no single conversation.
     """
-    arrays = _read_json(path) if path.suffix.lower() == ".json" else read_arrays(path)
+    arrays = read_file(path)
     offsets = arrays.get("offsets")
     if offsets is not None and offsets.size != 2:
         raise UserError(f"{path}: holds {offsets.size - 1} dialogues; give a file with one conversation")
@@ -56,6 +57,11 @@ def read_conversation(
         label_names=np.array(label_names),
         extraction=str(arrays["extraction"]) if "extraction" in arrays else None,
     )
+
+
+def read_file(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays in the file of a conversation; what is null in JSON is NaN or an empty text."""
+    return _read_json(path) if path.suffix.lower() == ".json" else read_arrays(path)
 
 
 def _speakers(path: Path, speakers: NDArray[Any] | None, length: int) -> NDArray[np.int64]:
@@ -96,7 +102,22 @@ def _read_json(path: Path) -> dict[str, NDArray[Any]]:
         if not isinstance(speakers, list) or not all(isinstance(name, (str, int)) for name in speakers):
             raise UserError(f"{path}: speakers: expected a list of names or numbers")
         arrays["speakers"] = np.array([str(name) for name in speakers])
+    arrays |= {name: _texts(path, name, values[name]) for name in ("transcript", "media") if name in values}
+    arrays |= {name: _times(path, name, values[name]) for name in ("start", "end") if name in values}
     return arrays
+
+
+def _texts(path: Path, name: str, values: Any) -> NDArray[np.str_]:
+    if not isinstance(values, list) or not all(value is None or isinstance(value, str) for value in values):
+        raise UserError(f"{path}: {name}: expected a list of texts, or null, one for each utterance")
+    return np.array([value or "" for value in values], str)
+
+
+def _times(path: Path, name: str, values: Any) -> NDArray[np.float64]:
+    try:
+        return np.array([np.nan if value is None else float(value) for value in values], np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{path}: {name}: expected a list of seconds, or null, one for each utterance") from None
 
 
 def _rows(path: Path, modality: str, rows: Any) -> NDArray[np.float64]:

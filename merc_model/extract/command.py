@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from merc_model.data.corpus import Corpus
+from merc_model.data.spoken import Spoken
 from merc_model.errors import UserError
 from merc_model.extract.cache import Cache
 from merc_model.extract.features import extract
@@ -87,10 +91,8 @@ def run(options: argparse.Namespace) -> Corpus:
     return corpus
 
 
-def conversation(
-    path: Path, extraction: str | None, label_names: list[str], device: str
-) -> tuple[Corpus, list[Utterance]]:
-    """The one conversation of a table, with the features a run was trained on, and its rows."""
+def conversation(path: Path, extraction: str | None, label_names: list[str], device: str) -> tuple[Corpus, Spoken]:
+    """The one conversation of a table, with the features a run was trained on, and what people read of it."""
     if extraction is None:
         raise UserError(f"{path}: the run's corpus was not made by merc extract, so its features cannot be made here")
     settings = Settings.of(extraction)
@@ -101,7 +103,20 @@ def conversation(
     if len({utterance.dialogue for utterance in utterances}) > 1:
         raise UserError(f"{path}: holds several dialogues; give a table with one conversation")
     work = Work(Cache(Path(":memory:")), device=device, warn=_warn)
-    return extract(utterances, settings, work, name=path.stem, label_names=label_names), utterances
+    corpus = extract(utterances, settings, work, name=path.stem, label_names=label_names)
+    return corpus, _spoken(utterances, corpus)
+
+
+def _spoken(utterances: Sequence[Utterance], corpus: Corpus) -> Spoken:
+    names = zip(utterances, corpus.speakers, strict=True)
+    words = [utterance.text for utterance in utterances] if corpus.transcript is None else corpus.transcript.tolist()
+    return Spoken(
+        speakers=[utterance.speaker or f"speaker {number}" for utterance, number in names],
+        words=words,
+        starts=np.array([utterance.start if utterance.media else np.nan for utterance in utterances]),
+        ends=np.array([np.nan if utterance.end is None else utterance.end for utterance in utterances]),
+        media=[utterance.media for utterance in utterances],
+    )
 
 
 def refuse_other_features(path: Path, extraction: str | None, of_run: str | None) -> None:

@@ -110,6 +110,10 @@ def test_from_a_table_to_predictions(encoder: Path, tmp_path: Path, capsys: pyte
     answer = tmp_path / "answer.csv"
     assert main(["predict", str(run), str(talk), "--out", str(answer)]) == 0
     assert len(answer.read_text().splitlines()) == 3
+    page = tmp_path / "talk.html"
+    assert main(["predict", str(run), str(talk), "--out", str(page)]) == 0
+    assert "no no" in page.read_text("utf-8")
+    assert "Bob" in page.read_text("utf-8")
     capsys.readouterr()
     other = tmp_path / "other.npz"
     features = corpus.features["text"][:3]
