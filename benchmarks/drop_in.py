@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import contrastive_peers, results_file
+from benchmarks.cell import Call
 from benchmarks.focal_contrastive import PROPORTIONS
 from benchmarks.tables import number
 from benchmarks.timing import interleaved, quantiles
@@ -90,7 +91,7 @@ def projects() -> list[Project]:
     def distilled(loss: Callable[..., Tensor]) -> Loss:
         def call(logits: Tensor) -> Tensor:
             """Text, audio and visual logits from those of all modalities, which are not detached."""
-            *students, teacher = logits.unflatten(-1, (4, CLASSES)).unbind(1)
+            *students, teacher = logits.view(-1, 4, CLASSES).unbind(1)
             target = teacher.softmax(-1)
             return torch.stack([loss(student.log_softmax(-1), target, mask) for student in students]).sum()
 
@@ -196,7 +197,7 @@ def measured(project: Project, seconds: float) -> dict[str, Any]:
     row["value_difference"] = float((value - truth).abs() / truth.abs())
     row["gradient_difference"] = float((gradient(project.after)() - slope).abs().max() / slope.abs().max())
     row["gradient_before"] = "finite" if bool(of_before.isfinite().all()) else "NaN"
-    calls = {"loss before": gradient(project.before), "loss after": gradient(project.after)}
+    calls: dict[str, Call] = {"loss before": gradient(project.before), "loss after": gradient(project.after)}
     calls |= {"step before": step(project.before, project.shape), "step after": step(project.after, project.shape)}
     times = interleaved(calls, seconds, "cpu")
     for name, found in times.items():
@@ -231,9 +232,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=results_file.RESULTS)
     options = parser.parse_args()
     results_file.prepare(options.results)
-    result = {"environment": results_file.environment(), "rows": []}
-    for project in projects():
-        result["rows"].append(measured(project, options.seconds))
+    where = results_file.environment()
+    result = {"environment": where, "rows": [measured(project, options.seconds) for project in projects()]}
     results_file.write(options.results / FILE, result)
     print(table(result))
 
