@@ -181,6 +181,6 @@ def _loss(
     name = torch_private.untraced(chosen)
     if name == "reference" or inputs.are_sets(labels):
         e, y, prototypes, refs, names, weights, temperature = ordinary(*tensors)
-        loss = (reference if name == "reference" else multi_hot).focal_contrastive_loss
-        return loss(e, y, prototypes, refs, names, weights, temperature, options)
+        plain = multi_hot.focal_contrastive_loss if name != "reference" else reference.focal_contrastive_loss
+        return plain(e, y, prototypes, refs, names, weights, temperature, options)
     return operator.focal_contrastive(*tensors, options, name)
