@@ -1,7 +1,7 @@
 """One modality of a dialogue → a hidden state an utterance.
 
-Projection and masked dialogue transformer: taken from SDT (Ma et al., 2023, https://arxiv.org/abs/2310.20494). Position
-and speaker stand in the attention (`DialogueAttention`).
+Projection and dialogue transformer with a padding mask: taken from SDT (Ma et al., 2023,
+https://arxiv.org/abs/2310.20494). Position and speaker stand in the attention (`DialogueAttention`).
 """
 
 from __future__ import annotations
