@@ -1,6 +1,6 @@
 """Focal contrastive and distillation losses for PyTorch."""
 
-from merc_kernels import reference
+from merc_kernels import distributed, reference
 from merc_kernels._shared.backends import backends, default_backend, use_backend
 from merc_kernels._version import __version__
 from merc_kernels.focal_contrastive import FocalContrastiveLoss, class_balanced_weights, focal_contrastive_loss
@@ -13,6 +13,7 @@ __all__ = [
     "backends",
     "class_balanced_weights",
     "default_backend",
+    "distributed",
     "focal_contrastive_loss",
     "kd_divergence",
     "reference",
