@@ -164,7 +164,7 @@ def _loss(
         call = lambda: trial.call(_focal_contrastive.focal_contrastive_loss, *checks_of, options)  # noqa: E731
         return backends.choose(backend, "distributed focal_contrastive_loss", embeddings, call, _FUSED)
 
-    if torch_private.transformed():
+    if not torch.compiler.is_compiling() and torch_private.transformed():
         raise RuntimeError("merc_kernels.distributed has no torch.func transforms and no forward-mode derivatives")
     name = torch_private.untraced(chosen)
     rest = share.Share(

@@ -54,7 +54,7 @@ DESCRIPTION = Description(
     differentiable=(0, 2, 3, 6),
     needed=(0, 2, 3, 6),
     fake=_fake,
-    backward_numbers=("bool ref_anchors",),
+    backward_numbers=("bool all_anchors",),
     python={
         "torch": "merc_kernels.focal_contrastive.chunked",
         "triton": "merc_kernels.focal_contrastive.triton.launch",

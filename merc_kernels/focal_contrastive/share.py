@@ -39,8 +39,8 @@ class Share(NamedTuple):
     gather: Callable[[Tensor], Tensor]
 
     @property
-    def forward_options(self) -> FocalContrastiveOptions:
-        """Of the forward pass: what prototypes add as anchors is the first rank's to compute."""
+    def own_options(self) -> FocalContrastiveOptions:
+        """Of the rank's own pairs: what prototypes add as anchors is the first rank's to compute."""
         anchors = self.options.prototype_anchors and self.rank == 0
         return replace(self.options, prototype_anchors=anchors, reduction="sum")
 
@@ -89,7 +89,7 @@ class _Share(torch.autograd.Function):
         far_labels: Tensor,
         share: Share,
     ) -> Tensor:
-        options, mine = share.options, share.forward_options.numbers
+        options, mine = share.options, share.own_options.numbers
         run, back = passes(share.backend)
         tensors = (embeddings, labels, prototypes, columns, column_labels, class_weights, temperature)
         total, one, z, norms, stats, index = run(*tensors, *mine)
@@ -158,7 +158,7 @@ class _Share(torch.autograd.Function):
                 )
             kept = (grad, divisor, z, norms, stats, index, embeddings, prototypes, columns, temperature)
             wanted = (of_rows, of_prototypes, False, False)
-            made = back(*kept, *options.numbers[:-1], *wanted, not options.ref_only)
+            made = back(*kept, *share.own_options.numbers[:-1], *wanted, not options.ref_only)
             results[0] = made[0] * share.ranks if of_rows else None
             results[2] = made[1] if of_prototypes else None
         if of_refs:  # as candidates of all anchors

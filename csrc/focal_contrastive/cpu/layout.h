@@ -45,7 +45,7 @@ struct Tile {
 struct Sizes {
   int64_t groups, embeddings, prototypes, refs;
   bool prototype_anchors, ref_only;
-  bool ref_anchors = false;  // in a backward pass alone
+  bool all_anchors = false;  // in a backward pass: of every segment, where stats says so
 
   int64_t rows() const { return embeddings + prototypes + refs; }  // of a group
   int segment(int64_t source) const {
@@ -180,7 +180,7 @@ class Layout {
           continue;
         }
         Block &rows = blocks_[begin + i], &columns = blocks_[begin + j];
-        const bool mutual = i != j && (columns.segment == 0 || (columns.segment == 2 && sizes_.ref_anchors));
+        const bool mutual = i != j && (columns.segment == 0 || sizes_.all_anchors);
         Tile tile{begin + i, begin + j, rows.tiles++, 0, mutual};
         tile.column_position = i == j ? tile.row_position : columns.tiles++;
         tiles_.push_back(tile);
@@ -188,13 +188,13 @@ class Layout {
     }
   }
 
-  // Whether rows of two segments, which stand in order, are anchor and candidate. Refs that are anchors are among
-  // themselves where their gradient is made.
+  // Whether rows of two segments, which stand in order, are anchor and candidate; but what refs have from each other is
+  // nobody's to make here.
   bool meet(int first, int second) const {
     if (first == 0) {
       return second != 0 || !sizes_.ref_only;
     }
-    return sizes_.ref_anchors && first == 1 && second == 2;
+    return sizes_.all_anchors && first == 1;
   }
 
   static constexpr int64_t kSmallest = 64, kLargest = 192;

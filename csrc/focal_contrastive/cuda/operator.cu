@@ -154,7 +154,7 @@ Gradients backward(const BackwardArguments& call) {
   const Place place(arguments.embeddings());
   const ScalarType type = arguments.accumulate;
   Batch<A> batch(arguments, call.z, call.stats, call.index);
-  if (call.ref_anchors) {
+  if (call.all_anchors) {
     batch.anchors = batch.rows;
   }
   Unpacked<A> from{};
