@@ -7,7 +7,7 @@ collectives, without a graph break.
 
 import functools
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 
 __all__ = ["FocalContrastiveLoss", "focal_contrastive_loss"]
 
+_Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _FUSED = ("cpu", "cuda", "triton", "torch")
 
 
@@ -74,7 +75,7 @@ def focal_contrastive_loss(  # noqa: D417 - the options are described where they
     tensor, number = (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
     tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, tensor)
     checked = FocalContrastiveOptions(temperature=number, **options)
-    return _loss(tensors, checked, backend, group, (max_rows, max_refs), gather_refs)
+    return _loss(tensors, checked, backend, _Ranks(group, max_rows, max_refs, gather_refs))
 
 
 class FocalContrastiveLoss(_focal_contrastive.FocalContrastiveLoss):
@@ -101,7 +102,7 @@ class FocalContrastiveLoss(_focal_contrastive.FocalContrastiveLoss):
         **options: Any,
     ) -> None:
         super().__init__(temperature=temperature, **options)
-        self.group, self.max_rows, self.max_refs, self.gather_refs = group, max_rows, max_refs, gather_refs
+        self.ranks = _Ranks(group, max_rows, max_refs, gather_refs)
 
     def forward(
         self,
@@ -114,110 +115,109 @@ class FocalContrastiveLoss(_focal_contrastive.FocalContrastiveLoss):
     ) -> Tensor:
         """The loss of the rows of all ranks, of which ``embeddings`` ``(N, D)`` are this one's."""
         tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, self.class_weights)
-        sizes = (self.max_rows, self.max_refs)
-        return _loss(
-            (*tensors, self.learned_temperature), self.options, self.backend, self.group, sizes, self.gather_refs
-        )
+        return _loss((*tensors, self.learned_temperature), self.options, self.backend, self.ranks)
+
+
+class _Ranks(NamedTuple):
+    """Where the rows are: the group, the sizes that were given, and whether refs are gathered."""
+
+    group: dist.ProcessGroup | None
+    max_rows: int | None
+    max_refs: int | None
+    gather_refs: bool
 
 
 def _loss(
-    tensors: tuple[Any, ...],
+    tensors: _Tensors,
     options: FocalContrastiveOptions,
     backend: str | None,
-    group: dist.ProcessGroup | None,
-    sizes: tuple[int | None, int | None],
-    gather_refs: bool,
+    ranks: _Ranks,
 ) -> Tensor:
     """The loss; of the temperatures the tensor counts, where it is there."""
     if options.reduction == "none":
         checks.fail("reduction", "'mean', 'batchmean' or 'sum' over several ranks", options.reduction)
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(ranks.group) == 1:
         return loss.loss_of(*tensors, options, backend)
-    tensors = checks.untyped(*tensors)
+    embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature = checks.untyped(*tensors)
+    tensors = (embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature)
+    backends.check(backend)
+    if not torch.compiler.is_compiling() and torch_private.transformed():
+        raise RuntimeError("merc_kernels.distributed has no torch.func transforms and no forward-mode derivatives")
     torch_private.untraced(lambda: inputs.check(*tensors, options))
-    rows, refs = _sizes(tensors, options, group, sizes, gather_refs)
-    embeddings, labels, prototypes, ref_embeddings, ref_labels, weights, temperature = operator.typed(*tensors)
-    labels, ref_labels = (_known(x, prototypes, weights, options) for x in (labels, ref_labels))
+    rows, ref_rows = _sizes(tensors, options, ranks)
+
+    embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature = operator.typed(*tensors)
+    classes = [x.shape[dim] for x, dim in ((prototypes, -2), (class_weights, 0)) if x is not None]
     if embeddings.dim() == 3:
         labels = labels.expand(embeddings.shape[:2])
-    embeddings, labels = _padded(embeddings, labels, rows, options)
-    if gather_refs and ref_embeddings is not None:
-        ref_embeddings, ref_labels = _padded(ref_embeddings, ref_labels, refs, options)
-    tensors = embeddings, labels, prototypes, ref_embeddings, ref_labels, weights, temperature
-    if torch.is_grad_enabled():
-        tensors = ordinary(*tensors)
-        embeddings, labels, prototypes, ref_embeddings, ref_labels, weights, temperature = tensors
-
-    own = [(embeddings, labels)] + (
-        [(ref_embeddings, ref_labels)] if gather_refs and ref_embeddings is not None else []
-    )
-    far = _far(own, group)
-    columns = ([] if options.ref_only else far[:1]) + far[1:]
-    columns += [] if ref_embeddings is None else [(ref_embeddings, ref_labels)]
+    embeddings, labels = _padded(embeddings, labels, rows, classes, options)
+    own = [(embeddings, labels)]
+    if refs is not None and ref_labels is not None:
+        refs, ref_labels = _padded(refs, ref_labels, ref_rows, classes, options)
+        own += [(refs, ref_labels)] if ranks.gather_refs else []
+    tensors = (embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature)
+    far = _far(own, ranks.group)
+    columns = far[1:] if options.ref_only else far
+    columns += [] if refs is None or ref_labels is None else [(refs.detach(), ref_labels)]
     if embeddings.dim() == 3:  # what the groups share, for each of them
         groups = embeddings.shape[0]
         columns = [(x.expand(groups, -1, -1), names.expand(groups, -1)) for x, names in columns]
-    every, names = torch.cat([x.detach() for x, _ in columns], -2), torch.cat([x for _, x in columns], -1)
+    column, names = torch.cat([x for x, _ in columns], -2), torch.cat([x for _, x in columns], -1)
+
+    def call() -> backends.Call:
+        seen = (embeddings, labels, prototypes, column, names, class_weights, temperature)
+        return trial.call(_focal_contrastive.focal_contrastive_loss, *seen, options)
 
     def chosen() -> str:
-        checks_of = (embeddings, labels, prototypes, every, names, weights, temperature)
-        call = lambda: trial.call(_focal_contrastive.focal_contrastive_loss, *checks_of, options)  # noqa: E731
         return backends.choose(backend, "distributed focal_contrastive_loss", embeddings, call, _FUSED)
 
-    if not torch.compiler.is_compiling() and torch_private.transformed():
-        raise RuntimeError("merc_kernels.distributed has no torch.func transforms and no forward-mode derivatives")
     name = torch_private.untraced(chosen)
-    rest = share.Share(
-        options,
-        "torch" if name == "reference" else name,
-        dist.get_rank(group),
-        dist.get_world_size(group),
-        gather_refs,
-        functools.partial(_all_gather, group=group),
+    shared = share.Share(
+        options=options,
+        backend="torch" if name == "reference" else name,
+        rank=dist.get_rank(ranks.group),
+        ranks=dist.get_world_size(ranks.group),
+        own_refs=ranks.gather_refs,
+        gather=functools.partial(_all_gather, group=ranks.group),
     )
-    return share.loss(*tensors, far[0], (every, names), rest)
+    given = ordinary(embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature)
+    return share.loss(given, far[0], (column, names), shared)
 
 
 def _sizes(
-    tensors: tuple[Any, ...],
+    tensors: _Tensors,
     options: FocalContrastiveOptions,
-    group: dist.ProcessGroup | None,
-    given: tuple[int | None, int | None],
-    gather_refs: bool,
+    ranks: _Ranks,
 ) -> tuple[int, int]:
-    """The rows, and refs, that every rank sends: those given, or the most that a rank has."""
-    embeddings, _, prototypes, refs, *_ = tensors
-    own = [embeddings.shape[-2], 0 if refs is None or not gather_refs else refs.shape[-2]]
-    if not torch.compiler.is_compiling() and any(
-        size is None and x for size, x in zip(given, (1, own[1]), strict=True)
-    ):
-        shapes = [None if x is None else (x.dtype, x.shape[:-2], x.shape[-1]) for x in (embeddings, refs)]
-        alike = repr((shapes, None if prototypes is None else prototypes.shape, options.numbers, gather_refs))
-        told = torch.tensor([*own, zlib.crc32(alike.encode())], device=embeddings.device)
-        asked = _all_gather(told, group).tolist()
-        if len({signature for *_, signature in asked}) > 1:
-            raise ValueError("dtypes, widths, prototypes or options: expected the same on every rank")
-        given = tuple(max(x) if size is None else size for size, *x in zip(given, *[r[:2] for r in asked], strict=True))
-    sizes = []
-    for name, size, count in zip(("max_rows", "max_refs"), given, own, strict=True):
-        if size is not None and (size < count or isinstance(size, bool)):
-            checks.fail(name, f"at least the {count} of this rank", size)
-        sizes.append(count if size is None else size)
-    return sizes[0], sizes[1]
+    """Rows and refs that every rank sends: as many as were given, or as the rank with the most has."""
+    embeddings, _, prototypes, refs, _, class_weights, temperature = tensors
+    rows, ref_rows = embeddings.shape[-2], 0 if refs is None else refs.shape[-2]
+    most_rows, most_refs = ranks.max_rows, ranks.max_refs
+    if refs is None or not ranks.gather_refs:
+        most_refs = ref_rows
+    if (most_rows is None or most_refs is None) and not torch.compiler.is_compiling():
+        shapes = [
+            None if x is None else (x.dtype, *x.shape[:-2], *x.shape[-1:])
+            for x in (embeddings, refs, prototypes, class_weights, temperature)
+        ]
+        alike = zlib.crc32(repr((shapes, options, ranks.gather_refs)).encode())
+        told = _all_gather(torch.tensor([alike, rows, ref_rows], device=embeddings.device), ranks.group).tolist()
+        if any(other != alike for other, _, _ in told):
+            raise ValueError("dtypes, widths or options: expected the same on every rank")
+        most_rows = max(x for _, x, _ in told) if most_rows is None else most_rows
+        most_refs = max(x for _, _, x in told) if most_refs is None else most_refs
+    for name, given, count in (("max_rows", most_rows, rows), ("max_refs", most_refs, ref_rows)):
+        if given is not None and given < count:
+            checks.fail(name, f"at least the {count} of this rank", given)
+    return rows if most_rows is None else most_rows, ref_rows if most_refs is None else most_refs
 
 
-def _known(
-    labels: Tensor | None, prototypes: Tensor | None, class_weights: Tensor | None, options: FocalContrastiveOptions
-) -> Tensor | None:
-    """The labels, ignore_index where they are none of the classes (if those are known)."""
-    classes = [x.shape[dim] for x, dim in ((prototypes, -2), (class_weights, 0)) if x is not None]
-    if labels is None or not classes:
-        return labels
-    return labels.masked_fill((labels < 0) | (labels >= classes[0]), options.ignore_index)
-
-
-def _padded(x: Tensor, labels: Tensor, rows: int, options: FocalContrastiveOptions) -> tuple[Tensor, Tensor]:
-    """With rows that are ignored at the end."""
+def _padded(
+    x: Tensor, labels: Tensor, rows: int, classes: list[int], options: FocalContrastiveOptions
+) -> tuple[Tensor, Tensor]:
+    """With rows that are ignored at the end; a label that is none of the classes, where they are known, is ignored."""
+    if classes:
+        labels = labels.masked_fill((labels < 0) | (labels >= classes[0]), options.ignore_index)
     lacking = rows - x.shape[-2]
     if lacking == 0:
         return x, labels
@@ -226,15 +226,15 @@ def _padded(x: Tensor, labels: Tensor, rows: int, options: FocalContrastiveOptio
 
 def _far(own: list[tuple[Tensor, Tensor]], group: dist.ProcessGroup | None) -> list[tuple[Tensor, Tensor]]:
     """Rows and labels of the other ranks, one after the other, in one all-gather of bytes."""
-    sent = [labels for _, labels in own] + [x for x, _ in own]  # what takes eight bytes first
-    data = [x.detach().contiguous().flatten().view(torch.uint8) for x in sent]
-    rank = dist.get_rank(group)
-    parts = _all_gather(torch.cat(data), group).split([len(x) for x in data], 1)
-    far = []
-    for x, part in zip(sent, parts, strict=True):
-        others = torch.cat((part[:rank], part[rank + 1 :]))  # [W - 1, bytes]
-        at = x.dim() - (1 if len(far) < len(own) else 2)  # of the rows
-        far.append(others.view(x.dtype).view(-1, *x.shape).movedim(0, at).flatten(at, at + 1))
+    sent = [(labels, labels.dim() - 1) for _, labels in own] + [(x, x.dim() - 2) for x, _ in own]
+    data = [x.detach().contiguous().flatten().view(torch.uint8) for x, _ in sent]
+    rank, first, far = dist.get_rank(group), 0, list[Tensor]()
+    gathered = _all_gather(torch.cat(data), group)
+    for (x, place_of_rows), part in zip(sent, data, strict=True):
+        others = gathered[:, first : first + len(part)]
+        others = torch.cat((others[:rank], others[rank + 1 :])).view(x.dtype).view(-1, *x.shape)  # W - 1 of them
+        far.append(others.movedim(0, place_of_rows).flatten(place_of_rows, place_of_rows + 1))
+        first += len(part)
     return list(zip(far[len(own) :], far[: len(own)], strict=True))
 
 

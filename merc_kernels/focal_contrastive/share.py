@@ -46,29 +46,19 @@ class Share(NamedTuple):
 
 
 def loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    prototypes: Tensor | None,
-    refs: Tensor | None,
-    ref_labels: Tensor | None,
-    class_weights: Tensor | None,
-    temperature: Tensor | None,
-    far: tuple[Tensor, Tensor],
-    columns: tuple[Tensor, Tensor],
-    share: Share,
+    tensors: tuple[Tensor | None, ...], far: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], share: Share
 ) -> Tensor:
     """The loss of all rows, the same on every rank.
 
     Args:
-        embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature: those of this rank, as the
-            operators take them; a label out of range is ignore_index already.
-        far: the embeddings of the other ranks, in their order, and their labels.
-        columns: what the rank's rows meet beside themselves, with labels: ``far``, unless the refs alone are
-            candidates, and then all refs.
+        tensors: this rank's, in the operator's order, as it takes them; a label out of range is ignore_index already.
+        far: the rows of the other ranks in their order, and their labels.
+        columns: what the own rows meet beside themselves, with labels: ``far`` and all refs, or all refs alone.
         share: the rest.
     """
-    tensors = (embeddings, labels, prototypes, *columns, class_weights, temperature, refs, ref_labels, *far)
-    result: Tensor = _Share.apply(*tensors, share)  # type: ignore[no-untyped-call]
+    embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature = tensors
+    given = (embeddings, labels, prototypes, *columns, class_weights, temperature, refs, ref_labels, *far)
+    result: Tensor = _Share.apply(*given, share)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -99,26 +89,26 @@ class _Share(torch.autograd.Function):
             slope = back(*kept, *mine[:-1], False, False, False, True, False)[3]
 
         # The second gather: 12 bytes of each anchor, and two sums.
-        rows, groups = embeddings.shape[-2], stats.shape[0]
-        classes = prototypes.shape[-2] if prototypes is not None and options.prototype_anchors else 0
+        rows, groups, classes = embeddings.shape[-2], stats.shape[0], 0
+        if prototypes is not None and options.prototype_anchors:
+            classes = prototypes.shape[-2]
         numbers = torch.cat((stats[..., :2], stats[..., 3:]), -1)[:, : rows + classes]  # m, G, L - m
         gathered = share.gather(torch.cat((numbers.flatten(), torch.stack((total, slope)))))
         total, slope = gathered[:, -2:].sum(0).unbind()
         numbers = gathered[:, :-2].view(share.ranks, groups, rows + classes, 3)
-        of_far = torch.cat((numbers[: share.rank, :, :rows], numbers[share.rank + 1 :, :, :rows]))
-        of_far = of_far.transpose(0, 1).flatten(1, 2)  # [G, (W - 1) R, 3]
-        of_prototypes = numbers[0, :, rows:]
-        anchors = torch.cat((numbers[share.rank, :, :rows], of_prototypes, of_far), 1)
-        names = torch.cat(
-            (*(x.expand(groups, -1) for x in (labels, _classes(labels, classes), far_labels)),), -1
-        )  # [G, R + C + (W - 1) R]
-        candidates = [x.expand(groups, -1) for x in (column_labels,)]
-        if not options.ref_only:
-            every_class = 0 if prototypes is None else prototypes.shape[-2]
-            candidates += [x.expand(groups, -1) for x in (labels, _classes(labels, every_class))]
-        a = _weights(names, torch.cat(candidates, -1), class_weights, anchors, options)
-        m, g, log_sum = anchors.unbind(-1)
-        anchors = torch.stack((m, g, a, log_sum), -1)
+        far = torch.cat((numbers[: share.rank, :, :rows], numbers[share.rank + 1 :, :, :rows]))
+        far = far.transpose(0, 1).flatten(1, 2)  # [G, (W - 1) R, 3]
+        numbers = torch.cat((numbers[share.rank, :, :rows], numbers[0, :, rows:], far), 1)  # own, prototypes, far
+
+        def of_groups(*parts: Tensor) -> Tensor:
+            return torch.cat([x.expand(groups, -1) for x in parts], -1)
+
+        prototype_labels = torch.arange(0 if prototypes is None else prototypes.shape[-2], device=labels.device)
+        names = of_groups(labels, prototype_labels[:classes], far_labels)  # [G, R + C + (W - 1) R]
+        own = () if options.ref_only else (labels, prototype_labels)
+        a = _weights(numbers[..., 0] < torch.inf, names, of_groups(*own, column_labels), class_weights, options)
+        m, g, log_sum = numbers.unbind(-1)
+        anchors = torch.stack((m, g, a.to(m.dtype), log_sum), -1)
 
         divisor = torch.ones_like(total)
         if options.reduction == "mean":
@@ -150,12 +140,11 @@ class _Share(torch.autograd.Function):
         run, back = passes(share.backend)
 
         if of_rows or of_prototypes:
-            if not options.ref_only:  # all rows are anchors, with what was gathered of them
+            if not options.ref_only:  # every row is an anchor, with what was gathered of it
                 first = rows + (0 if prototypes is None else prototypes.shape[-2])
-                near, far = anchors.split((rows + ctx.classes, anchors.shape[1] - rows - ctx.classes), 1)
-                stats = torch.cat(
-                    (near, stats[:, rows + ctx.classes : first], far, stats[:, first + far.shape[1] :]), 1
-                )
+                near = rows + ctx.classes
+                last = first + anchors.shape[1] - near
+                stats = torch.cat((anchors[:, :near], stats[:, near:first], anchors[:, near:], stats[:, last:]), 1)
             kept = (grad, divisor, z, norms, stats, index, embeddings, prototypes, columns, temperature)
             wanted = (of_rows, of_prototypes, False, False)
             made = back(*kept, *share.own_options.numbers[:-1], *wanted, not options.ref_only)
@@ -177,19 +166,12 @@ class _Share(torch.autograd.Function):
         return tuple(results)
 
 
-def _classes(labels: Tensor, count: int) -> Tensor:
-    return torch.arange(count, device=labels.device)
-
-
 def _weights(
-    labels: Tensor, candidates: Tensor, class_weights: Tensor | None, numbers: Tensor, options: FocalContrastiveOptions
+    counts: Tensor, labels: Tensor, candidates: Tensor, class_weights: Tensor | None, options: FocalContrastiveOptions
 ) -> Tensor:
-    """a = w / \\|P\\| of the anchors, 0 of those without a positive: from the labels, which every rank has."""
+    """Of each anchor w / P, P its positives, from the labels, which every rank has; 0 where it has none."""
     ordered = candidates.sort(-1).values
-    count = torch.searchsorted(ordered, labels.contiguous(), right=True) - torch.searchsorted(ordered, labels)
+    count = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
     count = count if options.ref_only else count - 1  # but for the anchor itself
-    counts = numbers[..., 0] < torch.inf
-    weight = counts.to(numbers.dtype)
-    if class_weights is not None:
-        weight = torch.where(counts, class_weights[torch.where(counts, labels, 0)], 0)
-    return weight / count.clamp(min=1)
+    weight = counts if class_weights is None else class_weights[torch.where(counts, labels, 0)]
+    return torch.where(counts, weight / count.clamp(min=1), 0)
