@@ -228,7 +228,8 @@ def _far(own: list[tuple[Tensor, Tensor]], group: dist.ProcessGroup | None) -> l
     """Rows and labels of the other ranks, one after the other, in one all-gather of bytes."""
     sent = [(labels, labels.dim() - 1) for _, labels in own] + [(x, x.dim() - 2) for x, _ in own]
     data = [x.detach().contiguous().flatten().view(torch.uint8) for x, _ in sent]
-    rank, first, far = dist.get_rank(group), 0, list[Tensor]()
+    far: list[Tensor] = []
+    rank, first = dist.get_rank(group), 0
     gathered = _all_gather(torch.cat(data), group)
     for (x, place_of_rows), part in zip(sent, data, strict=True):
         others = gathered[:, first : first + len(part)]
