@@ -233,7 +233,8 @@ def _far(own: list[tuple[Tensor, Tensor]], group: dist.ProcessGroup | None) -> l
     gathered = _all_gather(torch.cat(data), group)
     for (x, place_of_rows), part in zip(sent, data, strict=True):
         others = gathered[:, first : first + len(part)]
-        others = torch.cat((others[:rank], others[rank + 1 :])).view(x.dtype).view(-1, *x.shape)  # W - 1 of them
+        others = torch.cat((others[:rank], others[rank + 1 :])).flatten().view(x.dtype)
+        others = others.view(len(gathered) - 1, *x.shape)
         far.append(others.movedim(0, place_of_rows).flatten(place_of_rows, place_of_rows + 1))
         first += len(part)
     return list(zip(far[len(own) :], far[: len(own)], strict=True))

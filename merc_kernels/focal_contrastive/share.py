@@ -106,9 +106,9 @@ class _Share(torch.autograd.Function):
         prototype_labels = torch.arange(0 if prototypes is None else prototypes.shape[-2], device=labels.device)
         names = of_groups(labels, prototype_labels[:classes], far_labels)  # [G, R + C + (W - 1) R]
         own = () if options.ref_only else (labels, prototype_labels)
-        a = _weights(numbers[..., 0] < torch.inf, names, of_groups(*own, column_labels), class_weights, options)
+        a = _weights(numbers[..., 0], names, of_groups(*own, column_labels), class_weights, options)
         m, g, log_sum = numbers.unbind(-1)
-        anchors = torch.stack((m, g, a.to(m.dtype), log_sum), -1)
+        anchors = torch.stack((m, g, a, log_sum), -1)
 
         divisor = torch.ones_like(total)
         if options.reduction == "mean":
@@ -167,11 +167,12 @@ class _Share(torch.autograd.Function):
 
 
 def _weights(
-    counts: Tensor, labels: Tensor, candidates: Tensor, class_weights: Tensor | None, options: FocalContrastiveOptions
+    row_max: Tensor, labels: Tensor, candidates: Tensor, class_weights: Tensor | None, options: FocalContrastiveOptions
 ) -> Tensor:
     """Of each anchor w / P, P its positives, from the labels, which every rank has; 0 where it has none."""
     ordered = candidates.sort(-1).values
     count = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
     count = count if options.ref_only else count - 1  # but for the anchor itself
-    weight = counts if class_weights is None else class_weights[torch.where(counts, labels, 0)]
+    counts = row_max < torch.inf
+    weight = torch.ones_like(row_max) if class_weights is None else class_weights[torch.where(counts, labels, 0)]
     return torch.where(counts, weight / count.clamp(min=1), 0)
