@@ -5,6 +5,7 @@ passed: more ranks than cores take turns. The curve to 1024 ranks is predicted, 
 """
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks import results_file
 from merc_kernels import distributed
@@ -52,6 +53,53 @@ def main() -> None:
     print(path)
 
 
+def tables(folder: Path = results_file.RESULTS) -> str:
+    """What docs/several-machines.md shows of the result file."""
+    (path,) = folder.glob("*-distributed.json")
+    result = json.loads(path.read_text())
+    first = result["measured"][0]
+    lines = [
+        f"[{path.name}](../benchmarks/results/{path.name}), by `{result['environment']['command']}`:"
+        f" {first['rows']} rows of {WIDTH} numbers in all, a step forward and backward. {result['protocol']}",
+        "",
+        "| ranks | CPU seconds of a rank (20–80 %) | of one rank's | received a rank | peak memory a rank |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["measured"]:
+        spread = f"{row['cpu_seconds']:.3f} ({row['p20']:.3f}–{row['p80']:.3f})"
+        share = row["cpu_seconds"] / first["cpu_seconds"]
+        cells = (row["ranks"], spread, f"{share:.2f}", _mebibytes(row["received_bytes"]))
+        lines.append(_line(*cells, _mebibytes(row["peak_extra_bytes"])))
+    lines += ["", "Memory of a rank grows with the rows, not with their square:", ""]
+    lines += ["| ranks | rows | peak memory a rank | beside N·D·4 bytes |", "|---|---|---|---|"]
+    for row in result["memory"]:
+        memory = _mebibytes(row["peak_extra_bytes"])
+        lines.append(_line(row["ranks"], row["rows"], memory, row["peak_by_embeddings"]))
+    of = result["predicted"]["of"]
+    lines += [
+        "",
+        f"**Predicted**, not measured: {of['rows_of_a_rank']} rows of {of['width']} bfloat16 numbers on every rank,"
+        f" {of['gigabits']} Gb/s into each, {of['flops'] / 1e12:g} Tflop/s of matrix products, nothing overlapped. A"
+        " reduce-scatter of float32 gradients would add its bytes to those received.",
+        "",
+        "| ranks | rows in all | received a rank | on the wire | operations | a reduce-scatter would add |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["predicted"]["rows"]:
+        wire, work = (f"{row[name] * 1e3:.2f} ms" for name in ("wire_seconds", "compute_seconds"))
+        received, spared = (_mebibytes(row[name]) for name in ("received_bytes", "reduce_scatter_bytes_saved"))
+        lines.append(_line(row["ranks"], row["rows"], received, wire, work, spared))
+    return "\n".join(lines)
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _mebibytes(count: float) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
 def predicted(ranks: int) -> dict[str, float | int]:
     """A step of one rank: bytes that it receives, their seconds on the wire, and those of its operations."""
     rows, width, size = (PREDICTED[name] for name in ("rows_of_a_rank", "width", "bytes_of_a_number"))
@@ -71,7 +119,7 @@ def predicted(ranks: int) -> dict[str, float | int]:
 def _measured(ranks: int, rows: int, repeats: int) -> dict[str, Any]:
     """Of all ranks the one that works, or keeps, most."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (ranks, rows, repeats, folder), nprocs=ranks)
+        spawn(_rank, (ranks, rows, repeats, folder), nprocs=ranks)  # type: ignore[no-untyped-call]
         told = [torch.load(Path(folder, f"rank-{rank}"), weights_only=True) for rank in range(ranks)]
     most = max(told, key=lambda one: statistics.median(one["seconds"]))
     fifths = statistics.quantiles(most["seconds"], n=5, method="inclusive") if repeats > 1 else most["seconds"] * 4
@@ -91,8 +139,8 @@ def _measured(ranks: int, rows: int, repeats: int) -> dict[str, Any]:
 def _rank(rank: int, ranks: int, rows: int, repeats: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = dist.FileStore(str(Path(folder, "store")), ranks)
-    dist.init_process_group("gloo", rank=rank, world_size=ranks, store=store)
+    at = Path(folder, "store").as_uri()
+    dist.init_process_group("gloo", init_method=at, rank=rank, world_size=ranks)
     generator = torch.Generator().manual_seed(rank)
     own = rows // ranks
     x = torch.randn(own, WIDTH, generator=generator, requires_grad=True)

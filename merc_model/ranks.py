@@ -70,7 +70,7 @@ class Ranks:
 
     @contextmanager
     def own_random(self, share: float) -> Iterator[None]:
-        """Random numbers of a rank's own in a step, at that ``share`` of the training; afterwards all go on as before."""
+        """Random numbers of a rank's own, at that ``share`` of the training; afterwards all go on as before."""
         if self.count == 1:
             yield
             return

@@ -25,8 +25,8 @@ def run(checks: Sequence[Check], ranks: int) -> None:
 def _rank(rank: int, ranks: int, checks: Sequence[Check], folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = dist.FileStore(str(Path(folder, "store")), ranks)
-    dist.init_process_group("gloo", rank=rank, world_size=ranks, store=store, timeout=timedelta(seconds=120))
+    at, patience = Path(folder, "store").as_uri(), timedelta(seconds=120)
+    dist.init_process_group("gloo", init_method=at, rank=rank, world_size=ranks, timeout=patience)
     failures = []
     for check in checks:
         torch.manual_seed(0)
