@@ -127,12 +127,7 @@ class _Ranks(NamedTuple):
     gather_refs: bool
 
 
-def _loss(
-    tensors: _Tensors,
-    options: FocalContrastiveOptions,
-    backend: str | None,
-    ranks: _Ranks,
-) -> Tensor:
+def _loss(tensors: _Tensors, options: FocalContrastiveOptions, backend: str | None, ranks: _Ranks) -> Tensor:
     """The loss; of the temperatures the tensor counts, where it is there."""
     if options.reduction == "none":
         checks.fail("reduction", "'mean', 'batchmean' or 'sum' over several ranks", options.reduction)
@@ -155,9 +150,8 @@ def _loss(
     if refs is not None and ref_labels is not None:
         refs, ref_labels = _padded(refs, ref_labels, ref_rows, classes, options)
         own += [(refs, ref_labels)] if ranks.gather_refs else []
-    tensors = (embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature)
     far = _far(own, ranks.group)
-    columns = far[1:] if options.ref_only else far
+    columns = far[1:] if options.ref_only else far.copy()
     columns += [] if refs is None or ref_labels is None else [(refs.detach(), ref_labels)]
     if embeddings.dim() == 3:  # what the groups share, for each of them
         groups = embeddings.shape[0]
@@ -184,11 +178,7 @@ def _loss(
     return share.loss(given, far[0], (column, names), shared)
 
 
-def _sizes(
-    tensors: _Tensors,
-    options: FocalContrastiveOptions,
-    ranks: _Ranks,
-) -> tuple[int, int]:
+def _sizes(tensors: _Tensors, options: FocalContrastiveOptions, ranks: _Ranks) -> tuple[int, int]:
     """Rows and refs that every rank sends: as many as were given, or as the rank with the most has."""
     embeddings, _, prototypes, refs, _, class_weights, temperature = tensors
     rows, ref_rows = embeddings.shape[-2], 0 if refs is None else refs.shape[-2]

@@ -86,7 +86,7 @@ def _begin(
         return None, None
     check_same(folder, record)
     if not folder.finished:
-        return None, folder.read_state(device)
+        return None, folder.read_state(torch.device("cpu"))  # from where every rank puts it on its own
     metrics = folder.metrics()
     if not all((folder.path / name).exists() for name in _PICTURES):
         _draw(folder, folder.read_model(device), corpus, record.config, metrics, folder.history())
