@@ -1,6 +1,6 @@
 """Focal contrastive and distillation losses for PyTorch."""
 
-from merc_kernels import compat, reference
+from merc_kernels import compat, distributed, reference
 from merc_kernels._shared.backends import backends, default_backend, use_backend
 from merc_kernels._version import __version__
 from merc_kernels.focal_contrastive import FocalContrastiveLoss, class_balanced_weights, focal_contrastive_loss
@@ -14,6 +14,7 @@ __all__ = [
     "class_balanced_weights",
     "compat",
     "default_backend",
+    "distributed",
     "focal_contrastive_loss",
     "kd_divergence",
     "reference",

@@ -37,6 +37,7 @@ from merc_model.evaluation import FUSED, Predictions, predict
 from merc_model.extract import command as extraction
 from merc_model.files import write_whole
 from merc_model.pages.talk import talk
+from merc_model.ranks import LostRankError, Ranks, joined, number
 from merc_model.run import summarize, train
 
 _MADE_UP = "synthetic data: the figures say that the software works, nothing about people"
@@ -59,10 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options) or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        if str(error) and (number() == 0 or isinstance(error, LostRankError)):
+            print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("merc: interrupted; merc train goes on with --resume, merc ablate with the same command", file=sys.stderr)
+        if number() == 0:
+            line = "merc: interrupted; merc train goes on with --resume, merc ablate with the same command"
+            print(line, file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
@@ -160,6 +164,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
+    with joined() as ranks:
+        _train_on(options, ranks)
+
+
+def _train_on(options: argparse.Namespace, ranks: Ranks) -> None:
     device = _device(options.device)
     config = load_preset(options.preset) if options.preset else _default_config(options.data)
     config = config.changed(parse_settings(options.set))
@@ -174,23 +183,30 @@ def _train(options: argparse.Namespace) -> None:
         raise UserError(f"--seeds: expected at least 1, got {options.seeds}")
     else:
         runs = {seed: out / f"seed-{seed}" for seed in range(options.seeds)}
-    if not options.resume and out.exists():
-        raise UserError(f"{out} exists; go on in it with --resume, or give another --out")
+    ranks.of_first(lambda: None if options.resume else _check_new(out))
     notes = [f"{corpus.name}: {line}" for line in missing_rows(corpus, np.arange(len(corpus.split)))]
     notes += [validation_cut(corpus)] if corpus is not given else []
     results: list[dict[str, Any]] = []
     for seed, folder in runs.items():
         record = Record.of(config, seed, corpus, options.data)
-        results.append(train(RunFolder(folder), record, corpus, device, options.resume, () if results else notes))
+        told = () if results else notes
+        results.append(train(RunFolder(folder), record, corpus, device, options.resume, told, ranks))
+        if not ranks.first:
+            continue
         for shown in [split for split in ("test", "valid") if results[-1][split]][:1]:
             print(f"{corpus.name}, {shown} set, seed {seed}" + (f" ({_MADE_UP})" if options.data is None else ""))
             _print_metrics(results[-1][shown])
         print(f"report: {folder}")
-    if options.seeds is not None:
+    if options.seeds is not None and ranks.first:
         summary = summarize(out, results)
         for name, values in summary["test"].items():
             print(f"{name:>16}  {values['mean']:.4f} ± {values['sd']:.4f}")
         print(f"summary: {out / 'summary.json'}")
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists; go on in it with --resume, or give another --out")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

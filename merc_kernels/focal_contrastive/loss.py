@@ -83,7 +83,7 @@ def focal_contrastive_loss(  # noqa: D417 - the options are described where they
         reduction,
     )
     tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights)
-    return _loss(*tensors, tensor, options, backend)
+    return loss_of(*tensors, tensor, options, backend)
 
 
 @described(FocalContrastiveOptions)
@@ -149,10 +149,10 @@ class FocalContrastiveLoss(LossModule):
     ) -> Tensor:
         """The loss of ``embeddings`` ``(N, D)`` with ``labels`` ``(N,)``; all shapes of the function go."""
         tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, self.class_weights)
-        return _loss(*tensors, self.learned_temperature, self.options, self.backend)
+        return loss_of(*tensors, self.learned_temperature, self.options, self.backend)
 
 
-def _loss(
+def loss_of(
     embeddings: Tensor,
     labels: Tensor,
     prototypes: Tensor | None,

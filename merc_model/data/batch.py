@@ -51,6 +51,18 @@ class Batch:
             present={**self.present, modality: self.present[modality] & ~lost},
         )
 
+    def dialogues(self, places: Tensor) -> Batch:
+        """The dialogues at ``places``; where there is none the last one, without labels."""
+        last = len(self.labels) - 1
+        at = places.clamp(max=last)
+        return Batch(
+            {modality: rows[at] for modality, rows in self.features.items()},
+            {modality: rows[at] for modality, rows in self.present.items()},
+            self.speakers[at],
+            self.labels[at].masked_fill((places > last)[:, None], IGNORE_INDEX),
+            self.utterance_mask[at],
+        )
+
     def completed(self, dims: Mapping[str, int]) -> Batch:
         """The batch with every modality of ``dims``; one it lacks is absent everywhere."""
         lacking = {modality: dim for modality, dim in dims.items() if modality not in self.features}
