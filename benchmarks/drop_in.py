@@ -75,7 +75,7 @@ def clip(features: Tensor, scale: float = 14.0) -> Tensor:
 
 def projects() -> list[Project]:
     """The five projects, with inputs that are the same on every run."""
-    from pytorch_metric_learning import losses  # type: ignore[import-untyped]
+    from pytorch_metric_learning import losses
 
     generator = torch.Generator().manual_seed(0)
 

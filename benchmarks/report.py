@@ -1,7 +1,7 @@
 """Makes what the documents show of other files: no number is typed.
 
-Results stand in README.md, docs/benchmarks.md, docs/drop-in.md, docs/several-machines.md and the figure, the settings of
-the model in docs/model.md.
+Results stand in README.md, docs/benchmarks.md, docs/drop-in.md, docs/several-machines.md and the figure, the settings
+of the model in docs/model.md.
 
 python -m benchmarks.report            prints the README's part
 python -m benchmarks.report --write    rewrites the documents and the figure
