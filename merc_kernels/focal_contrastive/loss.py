@@ -1,5 +1,7 @@
 """The focal contrastive loss as a function and as a module: its contract, and the way to the backend."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from merc_kernels._shared import backends, checks, torch_private
@@ -163,15 +165,14 @@ def _loss(
     )
     tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature)
 
-    def call() -> backends.Call:
-        return trial.call(focal_contrastive_loss, *tensors, options)
-
-    def chosen() -> str:
-        inputs.check(*tensors, options)
-        return backends.choose(backend, "focal_contrastive", embeddings, call)
-
-    name = torch_private.untraced(chosen)
+    name = torch_private.untraced(_checked, backend, *tensors, options)
     if name == "reference":
         e, y, prototypes, refs, names, weights, temperature = ordinary(*tensors)
         return reference.focal_contrastive_loss(e, y, prototypes, refs, names, weights, temperature, options)
     return operator.focal_contrastive(*tensors, options, name)
+
+
+def _checked(backend: str | None, *call: Any) -> str:
+    """The backend of a call, its tensors and options, with nothing wrong."""
+    inputs.check(*call)
+    return backends.choose(backend, "focal_contrastive", call[0], lambda: trial.call(focal_contrastive_loss, *call))
