@@ -106,7 +106,7 @@ def choose(
         call: gives what the choice looks at beside the device.
         offered: the backends that such a call has, first the one that it takes by itself; None: every one, by the rule.
     """
-    device = tensor.device.type if isinstance(tensor, Tensor) else "cpu"
+    device = tensor.device.type if isinstance(tensor, Tensor) and not tensor.is_cpu else "cpu"  # the quicker question
     tracing = torch.compiler.is_compiling()
     forced = backend or (_forced_in_traces if tracing else _forced.get())
     transformed = not tracing and torch_private.transformed()

@@ -20,7 +20,7 @@ FLOAT = "float64, float32, bfloat16 or float16"
 INT64 = "int64"
 BOOL = "bool"
 DTYPES = {
-    FLOAT: (torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    FLOAT: (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     INT64: (torch.int64,),
     BOOL: (torch.bool,),
 }

@@ -1,5 +1,7 @@
 """The focal contrastive loss as a function and as a module: its contract, and the way to the backend."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from merc_kernels._shared import backends, checks, torch_private
@@ -169,18 +171,22 @@ def loss_of(
     )
     tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature)
 
-    def call() -> backends.Call:
-        return trial.call(focal_contrastive_loss, *tensors, options)
-
-    def chosen() -> str:
-        inputs.check(*tensors, options)
-        if inputs.are_sets(labels):
-            return backends.choose(backend, "multi-hot labels", embeddings, call, ("torch", "reference"))
-        return backends.choose(backend, "focal_contrastive", embeddings, call)
-
-    name = torch_private.untraced(chosen)
+    name = torch_private.untraced(_checked, backend, *tensors, options)
     if name == "reference" or inputs.are_sets(labels):
         e, y, prototypes, refs, names, weights, temperature = ordinary(*tensors)
         plain = multi_hot.focal_contrastive_loss if name != "reference" else reference.focal_contrastive_loss
         return plain(e, y, prototypes, refs, names, weights, temperature, options)
     return operator.focal_contrastive(*tensors, options, name)
+
+
+def _checked(backend: str | None, *call: Any) -> str:
+    """The backend of a call, its tensors and options, with nothing wrong."""
+    inputs.check(*call)
+    embeddings, labels = call[:2]
+
+    def of_call() -> backends.Call:
+        return trial.call(focal_contrastive_loss, *call)
+
+    if inputs.are_sets(labels):
+        return backends.choose(backend, "multi-hot labels", embeddings, of_call, ("torch", "reference"))
+    return backends.choose(backend, "focal_contrastive", embeddings, of_call)
