@@ -221,7 +221,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append([row["project"], row["change"], row["size"], difference, *parts])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     where = result["environment"]
-    at = f"{where['threads']} threads of {where['cpu']}, PyTorch {where['torch']}, commit {where['commit'][:10]}"
+    at = f"{where['cpu']}, threads: {where['threads']}, PyTorch {where['torch']}, commit {where['commit'][:10]}"
     return f"{text}\n\nMedians, forward and backward; {at}, `{where['command']}`."
 
 

@@ -21,7 +21,7 @@ class _Pairs(NamedTuple):
 
 
 class _MetricLoss(nn.Module):
-    """Constructor and call of the package, of which is refused what is no choice of ours.
+    """The package's constructor and call; what cannot be honoured is refused.
 
     Args:
         temperature: divides.

@@ -144,11 +144,16 @@ def test_a_divergence_of_padded_dialogues_is_that_of_their_real_rows(direction):
     real = PADDING.bool()
     options = {"direction": direction, "teacher_grad": True, "temperature": 2.0}
     padded = torch.where(real[..., None], student, torch.nan)
-    more = {"labels": labels.long(), "ce_weight": 0.5, "row_weights": rows(3, 4).abs()}
+    more = {
+        "labels": labels.long(),
+        "ce_weight": 0.5,
+        "row_weights": rows(3, 4).abs(),
+        "temperature": 1 + rows(3, 4).abs(),
+    }
     for given in ({}, more):
-        actual = compat.masked_kd_divergence(padded, teacher, PADDING, **given, **options)
+        actual = compat.masked_kd_divergence(padded, teacher, PADDING, **options | given)
         kept = {name: x[real] if isinstance(x, torch.Tensor) else x for name, x in given.items()}
-        wanted = kd_divergence(student[real], teacher[real], **kept, **options)
+        wanted = kd_divergence(student[real], teacher[real], **options | kept)
         torch.testing.assert_close(actual, wanted)
         for x, y in zip(grads(actual, student, teacher), grads(wanted, student, teacher), strict=True):
             torch.testing.assert_close(x, y)
