@@ -8,7 +8,7 @@
 # make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, ceilings, twelve cases, goal
 #                  cells, tiles, profile, compute-sanitizer; PART=2: all GPU tests, benchmarks; nine minutes each;
 #                  results go to RESULTS (benchmarks/results)
-# make docs        the figure and the tables of README and docs, from benchmarks/results
+# make docs        the figure and the tables of README and docs, from benchmarks/results; the site, into build/site
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #
 # Everything but make gpu is installed into .venv, once; again when pyproject.toml, setup.py, csrc or TORCH changes. An
@@ -50,8 +50,9 @@ bench-quick: $(VENV)/.dev
 gpu: # installs nothing
 	$(PYTHON) -m benchmarks.gpu --results $(RESULTS) $(if $(PART),--part $(PART))
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.docs
 	$(BIN)/python -m benchmarks.report --write
+	$(BIN)/mkdocs build --quiet
 
 check: lint types imports
 
@@ -91,8 +92,9 @@ $(VENV)/.torch:
 
 $(VENV)/.model: EXTRA = model
 $(VENV)/.extract: EXTRA = extract
+$(VENV)/.docs: EXTRA = docs
 $(VENV)/.dev: EXTRA = dev
-$(VENV)/.model $(VENV)/.extract $(VENV)/.dev: pyproject.toml setup.py $(CSRC) $(VENV)/.torch
+$(VENV)/.model $(VENV)/.extract $(VENV)/.docs $(VENV)/.dev: pyproject.toml setup.py $(CSRC) $(VENV)/.torch
 	@echo "Installing merc-kdc[$(EXTRA)] ..."
 	@touch $(VENV)/.unfinished
 	@$(PIP) --no-build-isolation --editable ".[$(EXTRA)]"
