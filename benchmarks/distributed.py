@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks import results_file
 from merc_kernels import distributed
 
-ROWS, WIDTH, CLASSES = 8192, 256, 7
+ROWS, WIDTH, CLASSES = 4096, 256, 7
 STATS, LABEL = 12, 8  # bytes of a row that are gathered beside its embedding, of float32 and 16 bits
 PREDICTED = {"rows_of_a_rank": 1024, "width": 768, "bytes_of_a_number": 2, "flops": 4e14, "gigabits": 400}
 
