@@ -1,6 +1,7 @@
 """Makes what the documents show of other files: no number is typed.
 
-Results stand in README.md, docs/benchmarks.md and the figure, the settings of the model in docs/model.md.
+Results stand in README.md, docs/benchmarks.md, docs/drop-in.md, docs/several-machines.md and the figure, the settings
+of the model in docs/model.md.
 
 python -m benchmarks.report            prints the README's part
 python -m benchmarks.report --write    rewrites the documents and the figure
@@ -8,15 +9,17 @@ python -m benchmarks.report --write    rewrites the documents and the figure
 
 import argparse
 import inspect
+import json
 import re
 from pathlib import Path
 
-from benchmarks import figure, tables
+from benchmarks import distributed, drop_in, figure, tables
 from benchmarks.process import ROOT
 from benchmarks.results_file import RESULTS, Result, load
 from merc_model.config import Config
 
-MODEL = ROOT / "docs/model.md"
+MODEL, DROP_IN = ROOT / "docs/model.md", ROOT / "docs/drop-in.md"
+MACHINES = ROOT / "docs/several-machines.md"
 README, DOCS, FIGURE = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks.svg"
 MISSING = {
     "cuda": "No GPU has been measured yet: `make gpu` does it, on a machine that has one.",
@@ -73,7 +76,10 @@ def replaced(text: str, block: str, mark: str = "benchmarks") -> str:
 def changes(results: list[Result]) -> dict[Path, str]:
     """File → its new text, for those that differ; the figure's is its digest."""
     wanted = {path: replaced(path.read_text(), block(results, path)) for path in (README, DOCS)}
+    if (measured := RESULTS / drop_in.FILE).exists():
+        wanted[DROP_IN] = replaced(DROP_IN.read_text(), drop_in.table(json.loads(measured.read_text())), "drop-in")
     wanted[MODEL] = replaced(MODEL.read_text(), settings(), "settings")
+    wanted[MACHINES] = replaced(MACHINES.read_text(), distributed.tables(), "distributed")
     changed = {path: text for path, text in wanted.items() if text != path.read_text()}
     shown = figured(results)
     digest = None if shown is None else figure.digest(shown)

@@ -17,7 +17,8 @@ STABLE_TORCH_LIBRARY(merc, m) {
 
   // Per group the rows stand as embeddings, prototypes, refs: z are the unit rows, norms their lengths, stats (G, T, 4)
   // m, G, a and L - m (focal_contrastive/cpu/operator.cpp), index what else a backend keeps of a row for its backward
-  // pass; divisor is what the reduction divided by.
+  // pass; divisor is what the reduction divided by. all_anchors: prototypes and refs are anchors too, where stats has a
+  // finite m.
   m.def(
       "focal_contrastive(Tensor embeddings, Tensor labels, Tensor? prototypes, Tensor? refs, Tensor? ref_labels, "
       "Tensor? class_weights, Tensor? temperature_tensor, float temperature, float gamma, int focal, "
@@ -27,7 +28,8 @@ STABLE_TORCH_LIBRARY(merc, m) {
       "focal_contrastive_backward(Tensor grad, Tensor divisor, Tensor z, Tensor norms, Tensor stats, Tensor index, "
       "Tensor embeddings, Tensor? prototypes, Tensor? refs, Tensor? temperature_tensor, float temperature, "
       "float gamma, int focal, bool detach_focal, bool prototype_anchors, bool ref_only, bool normalize, "
-      "int ignore_index, bool embeddings_grad, bool prototypes_grad, bool refs_grad, bool temperature_grad) "
+      "int ignore_index, bool embeddings_grad, bool prototypes_grad, bool refs_grad, bool temperature_grad, "
+      "bool all_anchors) "
       "-> (Tensor embeddings_grad, Tensor prototypes_grad, Tensor refs_grad, Tensor temperature_grad)");
   // The loss as one number and its gradients, in the type it is computed in: for small batches, on the CPU alone.
   m.def(

@@ -34,13 +34,16 @@ class DialogueAttention(nn.Module):
         slopes = torch.tensor([_SLOPES[head % len(_SLOPES)] for head in range(self.heads)])
         self.bias = nn.Parameter((-distance[:, None] * slopes).repeat(2, 1, 1))  # same speaker?, distance, head
 
-    def forward(self, queries: Tensor, keys: Tensor, speakers: Tensor, utterance_mask: Tensor) -> Tensor:
-        """What ``queries`` (B, L, H) gather from ``keys`` (B, L, H), one row an utterance in both."""
+    def forward(self, queries: Tensor, keys: Tensor, speakers: Tensor, visible: Tensor) -> Tensor:
+        """What ``queries`` (B, L, H) gather from ``keys`` (B, L, H), one row an utterance in both.
+
+        ``visible``, (B, 1 or L, L), has the keys that a query may look at.
+        """
         batch, length, dim = queries.shape
         query = self.query(queries).view(batch, length, self.heads, -1).transpose(1, 2)
         key, value = self.key_value(keys).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         logits = query @ key.transpose(-1, -2) / math.sqrt(dim // self.heads)
-        logits = (logits + self._biases(speakers)).masked_fill(~utterance_mask[:, None, None], -math.inf)
+        logits = (logits + self._biases(speakers)).masked_fill(~visible[:, None], -math.inf)
         gathered = (logits.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, length, dim)
         output: Tensor = self.output(gathered)
         return output
@@ -70,10 +73,10 @@ class DialogueLayer(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden: Tensor, speakers: Tensor, utterance_mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, speakers: Tensor, visible: Tensor) -> Tensor:
         """Hidden states ``(B, L, H)``, with what the dialogue adds to them."""
         normed = self.attention_norm(hidden)
-        hidden = hidden + self.dropout(self.attention(normed, normed, speakers, utterance_mask))
+        hidden = hidden + self.dropout(self.attention(normed, normed, speakers, visible))
         updated: Tensor = hidden + self.dropout(self.perceptron(self.perceptron_norm(hidden)))
         return updated
 
@@ -96,14 +99,14 @@ class CrossModalAttention(nn.Module):
         nn.init.constant_(self.gate.bias, -1.0)  # the other modality starts quietly
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, asking: Tensor, asked: Tensor, speakers: Tensor, utterance_mask: Tensor, heard: Tensor) -> Tensor:
-        """``asking`` (B, L, H) with what ``asked`` (B, L, H) adds; ``heard`` (B, L) are the utterances that have it.
+    def forward(self, asking: Tensor, asked: Tensor, speakers: Tensor, visible: Tensor, present: Tensor) -> Tensor:
+        """``asking`` (B, L, H) with what ``asked`` (B, L, H) adds; ``present`` (B, L) are the utterances that have it.
 
-        In a dialogue where nothing is heard, nothing is added.
+        Where none of them is visible, nothing is added.
         """
-        some = heard.any(dim=1, keepdim=True)
-        keys = torch.where(some, heard & utterance_mask, utterance_mask)
-        found = self.attention(self.query_norm(asking), self.key_norm(asked), speakers, keys)
+        heard = present[:, None] & visible
+        some = heard.any(dim=-1, keepdim=True)  # [B, 1 or L, 1]
+        found = self.attention(self.query_norm(asking), self.key_norm(asked), speakers, heard | (visible & ~some))
         gate = torch.sigmoid(self.gate(torch.cat((asking, found), dim=-1)))
-        added: Tensor = asking + self.dropout(gate * found) * some[..., None]
+        added: Tensor = asking + self.dropout(gate * found) * some
         return added

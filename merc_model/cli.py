@@ -1,4 +1,4 @@
-"""The command ``merc``: train, evaluate, predict, ablate, convert, info."""
+"""The command ``merc``: train, evaluate, predict, export, ablate, convert, info."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ from merc_model.data.spoken import read_spoken
 from merc_model.data.synthetic import synthetic
 from merc_model.doctor.findings import examine
 from merc_model.errors import UserError
-from merc_model.evaluation import FUSED, Predictions, predict
+from merc_model.evaluation import FUSED, Predictions, answer, predict
+from merc_model.export import SUFFIXES, export, share
 from merc_model.extract import command as extraction
 from merc_model.files import write_whole
 from merc_model.pages.talk import talk
+from merc_model.ranks import LostRankError, Ranks, joined, number
 from merc_model.run import summarize, train
+from merc_model.stream import answers, lines_of
 
 _MADE_UP = "synthetic data: the figures say that the software works, nothing about people"
 
@@ -59,10 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options) or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        if str(error) and (number() == 0 or isinstance(error, LostRankError)):
+            print(f"merc: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("merc: interrupted; merc train goes on with --resume, merc ablate with the same command", file=sys.stderr)
+        if number() == 0:
+            line = "merc: interrupted; merc train goes on with --resume, merc ablate with the same command"
+            print(line, file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
@@ -110,13 +116,31 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_predict)
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument(
-        "conversation", type=Path, metavar="CONVERSATION", help=".npz or .json; .csv, .tsv or .jsonl: extracted first"
+        "conversation",
+        type=Path,
+        nargs="?",
+        metavar="CONVERSATION",
+        help=".npz or .json; .csv, .tsv or .jsonl: extracted first",
+    )
+    command.add_argument(
+        "--stream", action="store_true", help="answer JSON lines as they come, from CONVERSATION or the standard input"
     )
     command.add_argument(
         "--out", type=Path, metavar="FILE", help=".html (a page), .csv or .json (default: print, as CSV)"
     )
     command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
     command.add_argument("--device", default="auto", metavar="D")
+
+    command = commands.add_parser("export", help="the whole predictor in one file, or in a folder to share")
+    command.set_defaults(run=_export)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument(
+        "--to",
+        required=True,
+        choices=(*SUFFIXES, "hub"),
+        help="ONNX, a program of torch.export, or a folder with a card",
+    )
+    command.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/predictor.onnx, .pt2, or RUN/hub")
 
     command = commands.add_parser("ablate", help="what each part is worth: one table over rows and seeds")
     command.set_defaults(run=_ablate)
@@ -160,6 +184,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
+    with joined() as ranks:
+        _train_on(options, ranks)
+
+
+def _train_on(options: argparse.Namespace, ranks: Ranks) -> None:
     device = _device(options.device)
     config = load_preset(options.preset) if options.preset else _default_config(options.data)
     config = config.changed(parse_settings(options.set))
@@ -174,23 +203,30 @@ def _train(options: argparse.Namespace) -> None:
         raise UserError(f"--seeds: expected at least 1, got {options.seeds}")
     else:
         runs = {seed: out / f"seed-{seed}" for seed in range(options.seeds)}
-    if not options.resume and out.exists():
-        raise UserError(f"{out} exists; go on in it with --resume, or give another --out")
+    ranks.of_first(lambda: None if options.resume else _check_new(out))
     notes = [f"{corpus.name}: {line}" for line in missing_rows(corpus, np.arange(len(corpus.split)))]
     notes += [validation_cut(corpus)] if corpus is not given else []
     results: list[dict[str, Any]] = []
     for seed, folder in runs.items():
         record = Record.of(config, seed, corpus, options.data)
-        results.append(train(RunFolder(folder), record, corpus, device, options.resume, () if results else notes))
+        told = () if results else notes
+        results.append(train(RunFolder(folder), record, corpus, device, options.resume, told, ranks))
+        if not ranks.first:
+            continue
         for shown in [split for split in ("test", "valid") if results[-1][split]][:1]:
             print(f"{corpus.name}, {shown} set, seed {seed}" + (f" ({_MADE_UP})" if options.data is None else ""))
             _print_metrics(results[-1][shown])
         print(f"report: {folder}")
-    if options.seeds is not None:
+    if options.seeds is not None and ranks.first:
         summary = summarize(out, results)
         for name, values in summary["test"].items():
             print(f"{name:>16}  {values['mean']:.4f} ± {values['sd']:.4f}")
         print(f"summary: {out / 'summary.json'}")
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists; go on in it with --resume, or give another --out")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -217,6 +253,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    if options.stream:
+        _stream(options)
+        return
+    if options.conversation is None:
+        raise UserError("CONVERSATION is missing; the standard input is read with --stream alone")
     out: Path | None = options.out
     kind = out.suffix.lower() if out else ".csv"
     if kind not in (".csv", ".json", ".html"):
@@ -261,6 +302,31 @@ def _predict(options: argparse.Namespace) -> None:
     arguments = (probabilities, conversation.speakers, model.label_names, conversation.name)
     if report.attempt(report.timeline, picture, *arguments):
         print(f"timeline: {picture}", file=sys.stderr)
+
+
+def _stream(options: argparse.Namespace) -> None:
+    if options.out is not None:
+        raise UserError("--out: --stream answers on the standard output, and draws no timeline")
+    model = load(options.folder, _device(options.device))
+    lines = sys.stdin.buffer if options.conversation is None else lines_of(options.conversation)
+    for row in answers(model, lines, lambda line: print(line, file=sys.stderr, flush=True)):
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def _export(options: argparse.Namespace) -> None:
+    names = {"hub": "hub"} | {to: f"predictor{suffix}" for to, suffix in SUFFIXES.items()}
+    out: Path = options.out or options.folder / names[options.to]
+    if out.exists():
+        raise UserError(f"{out} exists; move it away, or give another --out")
+    model = load(options.folder)
+    if options.to == "hub":
+        share(options.folder, out)
+        print(f"{out}: config.json, model.safetensors, metrics.json and the card README.md")
+    else:
+        difference = export(model, options.to, out)
+        widths = ", ".join(f"{modality} {dim}" for modality, dim in model.dims.items())
+        print(f"{out}: {widths}, speakers, utterance_mask → probabilities of {', '.join(model.label_names)}")
+        print(f"tried on made-up dialogues: at most {difference:.0e} from the model's own probabilities")
 
 
 def _ablate(options: argparse.Namespace) -> None:
@@ -422,17 +488,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def _rows(predictions: Predictions, conversation: Corpus, label_names: list[str]) -> list[dict[str, Any]]:
-    """A row an utterance: its number, speaker, emotion and the probability of each emotion."""
-    probabilities = predictions.probabilities[FUSED].astype(np.float64).round(6)
-    return [
-        {
-            "utterance": number,
-            "speaker": int(conversation.speakers[number - 1]),
-            "emotion": label_names[int(row.argmax())],
-            "probabilities": dict(zip(label_names, row.tolist(), strict=True)),
-        }
-        for number, row in enumerate(probabilities, start=1)
-    ]
+    answered = zip(conversation.speakers.tolist(), predictions.probabilities[FUSED], strict=True)
+    return [answer(number, *row, label_names) for number, row in enumerate(answered, start=1)]
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -34,6 +34,8 @@ class Config:
             which concatenates the features before one encoder.
         text_leading: text asks the others over the dialogue and is completed by them (False: the present
             modalities are averaged) (stated; the form ours).
+        causal: an utterance sees only itself and what came before it, in every part, as it must be where answers are
+            wanted while people still speak (``merc predict --stream``).
         projection_dim: width of the embeddings that the contrastive loss sees.
         memory: the training utterances most like an utterance have a say in its prediction (ours, after
             kNN-LM).
@@ -90,6 +92,7 @@ class Config:
     speaker_relative: bool = True
     fusion: Literal["late", "early"] = "late"
     text_leading: bool = True
+    causal: bool = False
     projection_dim: int = 128
     memory: bool = True
     memory_weight: float = 0.5

@@ -26,6 +26,6 @@ class EarlyFusion(nn.Module):
     def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
         """Fused states ``(B, L, H)`` of modality → features ``(B, L, D)``."""
         parts = [torch.cat((rows, batch.present[modality][..., None]), dim=-1) for modality, rows in features.items()]
-        mask = batch.utterance_mask
-        fused: Tensor = self.encoder(torch.cat(parts, dim=-1), mask, batch.speakers, mask)
+        features_and_flags = torch.cat(parts, dim=-1)
+        fused: Tensor = self.encoder(features_and_flags, batch.utterance_mask, batch.speakers, batch.visible)
         return fused

@@ -1,7 +1,7 @@
 """One modality of a dialogue → a hidden state an utterance.
 
-Projection and masked dialogue transformer: taken from SDT (Ma et al., 2023, https://arxiv.org/abs/2310.20494). Position
-and speaker stand in the attention (`DialogueAttention`).
+Projection and dialogue transformer with a padding mask: taken from SDT (Ma et al., 2023,
+https://arxiv.org/abs/2310.20494). Position and speaker stand in the attention (`DialogueAttention`).
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ class Standardize(nn.Module):
         return standardized
 
 
-def speaker_relative(features: Tensor, present: Tensor, speakers: Tensor) -> Tensor:
-    """Features relative to their speaker's own mean and sd in the dialogue; 0 where not present.
+def speaker_relative(features: Tensor, present: Tensor, speakers: Tensor, visible: Tensor) -> Tensor:
+    """Features relative to their speaker's own mean and sd in what is visible of the dialogue; 0 where not present.
 
     Args:
         features: ``(B, L, D)``, standardised.
         present: ``(B, L)`` bool; the other rows do not count.
         speakers: ``(B, L)`` int64.
+        visible: ``(B, 1 or L, L)`` bool, of each utterance the others that count.
 
     Few rows tell little, so the statistics are shrunk towards mean 0 and sd 1.
     """
     features = torch.where(present[..., None], features, 0)
-    same = (speakers[:, :, None] == speakers[:, None]) & present[:, None]  # [B, L, L]
+    same = (speakers[:, :, None] == speakers[:, None]) & present[:, None] & visible  # [B, L, L]
     same = same.to(features.dtype)
     count = same.sum(dim=-1, keepdim=True)
     mean = same @ features / count.clamp_min(1)
@@ -79,10 +80,10 @@ class Features(nn.Module):
         self.standardize = Standardize(input_dim)
         self.dim = 2 * input_dim if relative else input_dim
 
-    def forward(self, features: Tensor, present: Tensor, speakers: Tensor) -> Tensor:
+    def forward(self, features: Tensor, present: Tensor, speakers: Tensor, visible: Tensor) -> Tensor:
         """``(B, L, dim)``, 0 where not present."""
         seen = torch.where(present[..., None], self.standardize(features), 0)
-        return torch.cat((seen, speaker_relative(seen, present, speakers)), dim=-1) if self.relative else seen
+        return torch.cat((seen, speaker_relative(seen, present, speakers, visible)), dim=-1) if self.relative else seen
 
 
 class DialogueEncoder(nn.Module):
@@ -103,11 +104,11 @@ class DialogueEncoder(nn.Module):
         self.layers = nn.ModuleList([DialogueLayer(config) for _ in range(layers)])
         self.norm = nn.LayerNorm(config.hidden_dim)
 
-    def forward(self, features: Tensor, present: Tensor, speakers: Tensor, utterance_mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, present: Tensor, speakers: Tensor, visible: Tensor) -> Tensor:
         """Hidden states ``(B, L, H)`` of features ``(B, L, D)``; utterances that are not present are guessed."""
         projected = self.project(self.feature_dropout(features))
         hidden = self.dropout(torch.where(present[..., None], projected, self.missing))
         for layer in self.layers:
-            hidden = layer(hidden, speakers, utterance_mask)
+            hidden = layer(hidden, speakers, visible)
         encoded: Tensor = self.norm(hidden)
         return encoded

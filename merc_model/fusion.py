@@ -38,7 +38,7 @@ class TextLedFusion(nn.Module):
     def forward(self, hidden: dict[str, Tensor], batch: Batch) -> Tensor:
         """Fused states ``(B, L, H)`` of modality → hidden ``(B, L, H)``."""
         alone = text = hidden[TEACHER]
-        dialogue = batch.speakers, batch.utterance_mask
+        dialogue = batch.speakers, batch.visible
         for modality, attention in self.to_text.items():
             text = attention(text, hidden[modality], *dialogue, batch.present[modality])
         fused = text
@@ -80,6 +80,6 @@ class SharedLayers(nn.Module):
         """``(B, L, H)`` of ``(B, L, H)``."""
         fused = self.dropout(self.first_norm(fused))
         for layer in self.layers:
-            fused = layer(fused, batch.speakers, batch.utterance_mask)
+            fused = layer(fused, batch.speakers, batch.visible)
         normed: Tensor = self.last_norm(fused)
         return normed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -47,6 +47,7 @@ class MercModel(nn.Module):
 
     Attributes:
         dims: modality → width of the features it expects.
+        causal: whether an utterance sees only itself and what came before it.
         log_prior: ``(C,)`` logarithm of each class's share of the training utterances.
 
     Raises:
@@ -61,6 +62,7 @@ class MercModel(nn.Module):
             raise UserError(f"the corpus has no text, and text is the teacher; it has {', '.join(dims) or 'nothing'}")
         self.modalities = [modality for modality in MODALITIES if modality in dims]
         self.dims = {modality: dims[modality] for modality in self.modalities}
+        self.causal = config.causal
         self.label_names = [str(name) for name in label_names]
         hidden, num_classes = config.hidden_dim, len(self.label_names)
         self.features = nn.ModuleDict(
@@ -97,12 +99,14 @@ class MercModel(nn.Module):
 
     def encode(self, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states ``(B, L, H)`` and logits ``(B, L, C)`` of one modality by itself."""
+        batch = self._received(batch)
         return self._encode(modality, self._seen(modality, batch), batch)
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> None:
         """Put the labelled utterances of a batch into the memory, where there is one."""
         if self.memory is not None:
+            batch = self._received(batch)
             self.memory.fill({modality: self._seen(modality, batch) for modality in self.modalities}, batch)
 
     @torch.no_grad()
@@ -110,7 +114,7 @@ class MercModel(nn.Module):
         """Fit the linear model to the labelled utterances of some batches, where there is one."""
         if self.linear is not None:
             inputs, labels = [], []
-            for batch in batches:
+            for batch in map(self._received, batches):
                 seen = {modality: self._seen(modality, batch) for modality in self.modalities}
                 inputs.append(around(seen, batch)[batch.utterance_mask])
                 labels.append(batch.labels[batch.utterance_mask])
@@ -118,7 +122,7 @@ class MercModel(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """All modalities, fused; one that the batch lacks is missing in every utterance."""
-        batch = batch.completed(self.dims)
+        batch = self._received(batch)
         seen = {modality: self._seen(modality, batch) for modality in self.modalities}
         hidden, modality_logits = {}, {}
         if isinstance(self.fusion, EarlyFusion):
@@ -131,31 +135,35 @@ class MercModel(nn.Module):
         if not self.training:
             logits = self._without_leader(logits, modality_logits, batch)
             if self.linear is not None:
-                led = batch.present[TEACHER].any(dim=1)[:, None, None]
-                logits = logits + self.linear_weight * led * self.linear(seen, batch)
+                logits = logits + self.linear_weight * batch.heard(TEACHER) * self.linear(seen, batch)
             logits = logits - self.prior_adjustment * self.log_prior
             if self.memory is not None:
                 logits = logits + self.memory_weight * self.memory(seen, batch)
         return Output(logits, self.projection(fused), modality_logits, hidden)
 
     def _without_leader(self, logits: Tensor, modality_logits: dict[str, Tensor], batch: Batch) -> Tensor:
-        """``logits``, but in a dialogue without any text the mean of the log-probabilities of the students it has."""
-        total, count = torch.zeros_like(logits), torch.zeros_like(logits[:, :1, :1])
+        """``logits``, but without any text in sight the mean of the log-probabilities of the students that are."""
+        total, count = torch.zeros_like(logits), torch.zeros_like(logits[..., :1])
         for student in (modality for modality in modality_logits if modality != TEACHER):
-            heard = batch.present[student].any(dim=1)[:, None, None]
+            heard = batch.heard(student)
             total = total + heard * modality_logits[student].log_softmax(dim=-1)
             count = count + heard
-        led = batch.present[TEACHER].any(dim=1)[:, None, None] | (count == 0)
+        led = batch.heard(TEACHER) | (count == 0)
         return torch.where(led, logits, total / count.clamp_min(1))
+
+    def _received(self, batch: Batch) -> Batch:
+        """The batch with every modality of the model, and no more to see than the model may."""
+        return replace(batch.completed(self.dims), causal=self.causal)
 
     def _features(self, modality: str) -> Features:
         return cast(Features, self.features[modality])
 
     def _seen(self, modality: str, batch: Batch) -> Tensor:
         """What the encoder of a modality is given, ``(B, L, D)``."""
-        seen: Tensor = self._features(modality)(batch.features[modality], batch.present[modality], batch.speakers)
+        features, present = batch.features[modality], batch.present[modality]
+        seen: Tensor = self._features(modality)(features, present, batch.speakers, batch.visible)
         return seen
 
     def _encode(self, modality: str, seen: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        hidden = self.encoders[modality](seen, batch.present[modality], batch.speakers, batch.utterance_mask)
+        hidden = self.encoders[modality](seen, batch.present[modality], batch.speakers, batch.visible)
         return hidden, self.heads[modality](self.dropout(hidden))

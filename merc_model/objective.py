@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from merc_kernels import FocalContrastiveLoss, class_balanced_weights, kd_divergence
+from merc_kernels import class_balanced_weights, distributed, kd_divergence
 from merc_model.config import IGNORE_INDEX, TEACHER, Config
 from merc_model.data.batch import Batch
 from merc_model.model import MercModel, Output
+from merc_model.ranks import Ranks
 
 
 class Objective(nn.Module):
@@ -18,15 +19,16 @@ class Objective(nn.Module):
     Args:
         config: weights and switches.
         class_counts: ``(C,)`` labelled training utterances of each class.
+        ranks: the processes that train together.
     """
 
     ce_weights: Tensor
 
-    def __init__(self, config: Config, class_counts: Tensor) -> None:
+    def __init__(self, config: Config, class_counts: Tensor, ranks: Ranks | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.ranks = config, ranks or Ranks()
         self.register_buffer("ce_weights", class_balanced_weights(class_counts, config.class_balance))
-        self.contrastive = FocalContrastiveLoss(
+        self.contrastive = distributed.FocalContrastiveLoss(
             temperature=config.fcl_temperature,
             gamma=config.fcl_gamma,
             focal=config.fcl_focal,
@@ -47,17 +49,20 @@ class Objective(nn.Module):
             whole: the same before they lost modalities, for the teacher.
             share: of the training that is done; distillation grows with it, as the teacher does.
         """
-        output = model(batch)
+        part = self.ranks.part(batch)
+        with self.ranks.own_random(share):
+            output = model(part)
+        output = self._gathered(output, len(batch.labels))
         terms = {"ce_loss": (1.0, self._cross_entropy(output.logits, batch))}
         if output.modality_logits:
             heads = [self._cross_entropy(logits, batch) for logits in output.modality_logits.values()]
             terms["modality_ce_loss"] = (self.config.modality_ce_weight, torch.stack(heads).sum())
             if model.students and (self.config.kd or self.config.feature_kd):
                 terms |= self._distillation(output, teacher, whole or batch, min(1.0, share / self.config.kd_warmup))
-        if self.config.fcl:
+        if self.config.fcl:  # gathers what it needs
             contrastive = self.contrastive(
                 output.embeddings.flatten(0, 1),
-                batch.labels.flatten(),
+                part.labels.flatten(),
                 prototypes=model.prototypes if self.config.elcl else None,
             )
             terms["fcl_loss"] = (self.config.fcl_weight, contrastive)
@@ -69,7 +74,8 @@ class Objective(nn.Module):
     ) -> dict[str, tuple[float, Tensor]]:
         """The teacher's responses and relations, for every student; unlabelled utterances are distilled too."""
         with torch.no_grad():
-            hidden, logits = teacher.encode(TEACHER, batch)
+            encoded = teacher.encode(TEACHER, self.ranks.part(batch))
+            hidden, logits = (self.ranks.gathered(x, len(batch.labels)) for x in encoded)
         real = batch.utterance_mask
         responses, relations = [], []
         for student in (modality for modality in output.hidden if modality != TEACHER):
@@ -84,6 +90,15 @@ class Objective(nn.Module):
         if relations:
             terms["feature_kd_loss"] = (scale * self.config.feature_kd_weight, torch.stack(relations).sum())
         return terms
+
+    def _gathered(self, output: Output, dialogues: int) -> Output:
+        """What the terms look at, of all ranks."""
+
+        def of_all(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {modality: self.ranks.gathered(x, dialogues) for modality, x in tensors.items()}
+
+        logits = self.ranks.gathered(output.logits, dialogues)
+        return Output(logits, output.embeddings, of_all(output.modality_logits), of_all(output.hidden))
 
     def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mean over the labelled utterances, 0 where there is none."""

@@ -20,6 +20,7 @@ from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, predict
 from merc_model.model import MercModel
+from merc_model.ranks import Ranks
 from merc_model.training import Training
 
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -33,6 +34,7 @@ def train(
     device: torch.device,
     resume: bool,
     notes: Sequence[str] = (),
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train in ``folder`` and return its metrics.json.
 
@@ -43,39 +45,52 @@ def train(
         device: where to compute.
         resume: go on in the folder if it is there; a finished run gives its metrics at once.
         notes: lines to print once nothing stands in the way any more.
+        ranks: the processes that train together; the first reads and writes the folder.
 
     Raises:
         UserError: an existing folder without ``resume``; a resumed run with another corpus, seed or configuration.
     """
-    training = Training(corpus, record.config, record.seed, device)
-    if resume:
-        folder.remove_if_empty()
-    if resume and folder.path.exists():
-        check_same(folder, record)
-        if folder.finished:
-            metrics = folder.metrics()
-            if not all((folder.path / name).exists() for name in _PICTURES):
-                _draw(folder, folder.read_model(device), corpus, record.config, metrics, folder.history())
-            return metrics
-        state = folder.read_state(device)
-        if state is not None:
-            try:
-                training.restore(state)
-            except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
-                raise UserError(
-                    f"{folder.path / 'resume.pt'}: is damaged, or not of this run; delete it to start anew"
-                ) from None
-    else:
-        folder.create(record)
-    for line in notes:
+    ranks = ranks or Ranks()
+    training = Training(corpus, record.config, record.seed, device, ranks)
+    metrics, state = ranks.of_first(lambda: _begin(folder, record, corpus, device, resume))
+    if metrics is not None:
+        return metrics
+    if state is not None:
+        try:
+            training.restore(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
+            raise UserError(
+                f"{folder.path / 'resume.pt'}: is damaged, or not of this run; delete it to start anew"
+            ) from None
+    for line in notes if ranks.first else ():
         tqdm.write(line, file=sys.stderr)
     saved = time.monotonic()
     for _ in training.epochs():
+        if not ranks.first:
+            continue
         folder.write_history(training.history)
         if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
             folder.write_state(training.state())
             saved = time.monotonic()
-    return _finish(folder, training)
+    return ranks.of_first(lambda: _finish(folder, training))
+
+
+def _begin(
+    folder: RunFolder, record: Record, corpus: Corpus, device: torch.device, resume: bool
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The metrics of a run that is finished, or the state of one that is not, or neither: the folder is new."""
+    if resume:
+        folder.remove_if_empty()
+    if not (resume and folder.path.exists()):
+        folder.create(record)
+        return None, None
+    check_same(folder, record)
+    if not folder.finished:
+        return None, folder.read_state(torch.device("cpu"))  # from where every rank puts it on its own
+    metrics = folder.metrics()
+    if not all((folder.path / name).exists() for name in _PICTURES):
+        _draw(folder, folder.read_model(device), corpus, record.config, metrics, folder.history())
+    return metrics, None
 
 
 def check_same(folder: RunFolder, record: Record) -> None:

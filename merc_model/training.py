@@ -27,6 +27,7 @@ from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, check_features, predict
 from merc_model.model import MercModel
 from merc_model.objective import Objective
+from merc_model.ranks import Ranks
 from merc_model.size import build
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -42,6 +43,7 @@ class Training:
         config: every choice.
         seed: of the weights, the order of the dialogues and dropout.
         device: where to train.
+        ranks: the processes that train together, all with the same of the above but for the device.
 
     Attributes:
         model: the network; after `epochs` has run to its end, the running average that is kept.
@@ -52,7 +54,10 @@ class Training:
         UserError: nothing to train on, or nothing to choose the epoch on.
     """
 
-    def __init__(self, corpus: Corpus, config: Config, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, corpus: Corpus, config: Config, seed: int, device: torch.device, ranks: Ranks | None = None
+    ) -> None:
+        self.ranks = ranks or Ranks()
         self.corpus, self.config, self.seed, self.device = corpus, config, seed, device
         self.dialogues = {split: corpus.dialogues(split) for split in ("train", "valid", "test")}
         needed = {"train": "to train on"}
@@ -78,7 +83,7 @@ class Training:
         counts = torch.from_numpy(corpus.class_counts(self.dialogues["train"]))
         self.model.log_prior.copy_((counts.clamp_min(1) / counts.sum()).log())
         self.model.to(device)
-        self.objective = Objective(config, counts).to(device)
+        self.objective = Objective(config, counts, self.ranks).to(device)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self._epoch, self._finished = 0, False
@@ -100,12 +105,14 @@ class Training:
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding the history's row after each epoch; `state` is consistent there."""
         total, told = self.config.epochs, time.monotonic()
-        with tqdm(total=total, initial=self._epoch, desc="training", unit="epoch", disable=None) as bar:
+        hidden = None if self.ranks.first else True
+        with tqdm(total=total, initial=self._epoch, desc="training", unit="epoch", disable=hidden) as bar:
             while self._epoch < total:
                 row = self._run_epoch()
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
                 bar.update()
-                if bar.disable and time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # no terminal: a line now and then
+                silent = bar.disable and self.ranks.first  # no terminal: a line now and then
+                if silent and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                     told = time.monotonic()
                     tqdm.write(f"training: epoch {self._epoch} of {total}, loss {row['loss']:.3f}", file=sys.stderr)
                 yield row
@@ -116,7 +123,8 @@ class Training:
         else:
             self.model.load_state_dict(self._best["weights"])
             chosen = f"epoch {self._best['epoch']} of {total}, weighted F1 {self._best['score']:.4f}"
-            tqdm.write(f"training: {chosen} on {self.config.select_on}", file=sys.stderr)
+            if self.ranks.first:
+                tqdm.write(f"training: {chosen} on {self.config.select_on}", file=sys.stderr)
         self._finished = True
 
     def state(self) -> State:
@@ -182,6 +190,7 @@ class Training:
             losses: dict[str, Tensor] = self.objective(self.model, self.averaged, batch, whole=whole, share=share)
         self._optimizer.zero_grad()
         losses["loss"].backward()  # type: ignore[no-untyped-call]
+        self.ranks.average(self._parameters)
         nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         self._optimizer.step()
         self._average.update_parameters(self.model)

@@ -57,6 +57,10 @@ def test_commands_exist(document):
         match Path(words[0]).name:
             case "merc":
                 cli._parser().parse_args(words[1:])
+            case "torchrun":
+                module = words.index("-m") + 1
+                assert words[module] == "merc_model"
+                cli._parser().parse_args(words[module + 1 :])
             case "make":
                 assert {word for word in words[1:] if "=" not in word} <= targets, words
             case "python" | "python3" if words[1] == "-m":

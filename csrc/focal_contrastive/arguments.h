@@ -191,6 +191,7 @@ struct BackwardArguments {
   Tensor grad, divisor, z, norms, stats, index;
   Arguments arguments;
   Wanted wanted;
+  bool all_anchors;  // prototypes and refs too, where stats says so
 
   template <class Reader>
   explicit BackwardArguments(Reader& from) : BackwardArguments(Tensors(from), from) {}
@@ -234,12 +235,14 @@ struct BackwardArguments {
         index(given.index),
         arguments(
             given.embeddings, given.prototypes, given.refs, given.temperature_tensor, Options<double>::read(from)),
-        wanted(from) {
+        wanted(from),
+        all_anchors(from.flag()) {
     check_dtype("grad", grad, arguments.accumulate);
     check_device("grad", grad, arguments.embeddings());
     STD_TORCH_CHECK(
         grad.dim() == 0 || size_of(grad) == arguments.row_shape(), "grad: expected a scalar or a number a row, got ",
         shape_of(grad));
+    STD_TORCH_CHECK(grad.dim() == 0 || !all_anchors, "grad: expected a scalar with all_anchors, got ", shape_of(grad));
   }
 
   void check(const char* name, const Tensor& tensor, ScalarType type, const std::vector<int64_t>& size) const {

@@ -104,9 +104,9 @@ def choose(
         operator: ``focal_contrastive`` or ``kd_divergence``.
         tensor: the first of the call, for its device; what is no tensor is refused later.
         call: gives what the choice looks at beside the device.
-        offered: the backends that the operator has; None: every one.
+        offered: the backends that such a call has, first the one that it takes by itself; None: every one, by the rule.
     """
-    device = tensor.device.type if isinstance(tensor, Tensor) else "cpu"
+    device = tensor.device.type if isinstance(tensor, Tensor) and not tensor.is_cpu else "cpu"  # the quicker question
     tracing = torch.compiler.is_compiling()
     forced = backend or (_forced_in_traces if tracing else _forced.get())
     transformed = not tracing and torch_private.transformed()
@@ -117,6 +117,8 @@ def choose(
     forced = os.environ.get(_VARIABLE) if tracing else _of_environment()
     if forced:
         return _named(_VARIABLE, forced, operator, device, offered, transformed)
+    if offered is not None:
+        return offered[0]
     if device == "cpu" and _C is not None:
         return "cpu"
     return _unnamed(operator, device, call(), tracing)
@@ -128,7 +130,7 @@ def _named(
     """A backend that was asked for, if it can be had."""
     name = _usable(argument, name)
     if offered is not None and name not in offered:
-        raise ValueError(f"{argument}: {name!r} has no {operator}; it has {', '.join(offered)}")
+        checks.fail(argument, f"{' or '.join(map(repr, offered))} for {operator}", name)
     if name != "reference" and transformed:
         raise ValueError(
             f"{argument}: {name!r} does not run under torch.func or forward-mode autograd; 'reference' does"

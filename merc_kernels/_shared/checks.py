@@ -18,9 +18,11 @@ from merc_kernels._shared import torch_private
 
 FLOAT = "float64, float32, bfloat16 or float16"
 INT64 = "int64"
+BOOL = "bool"
 DTYPES = {
-    FLOAT: (torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    FLOAT: (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     INT64: (torch.int64,),
+    BOOL: (torch.bool,),
 }
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-9, 1e9
 _TEMPERATURE = f"a finite number > 0, from {SMALLEST_TEMPERATURE:g} to {LARGEST_TEMPERATURE:g}"

@@ -6,6 +6,7 @@ for; a backend in Python has operators ``merc::name_BACKEND`` of the same schema
 """
 
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,9 @@ class Description:
         fake: shapes and dtypes of the loss and of ``kept``, from tensors, numbers and the backend.
         python: the modules of the backends in Python, which hold ``forward`` and ``backward``.
         more_numbers: what follows the options in the schema, for the forward pass alone.
-        needed_by: the same, from the numbers, where these decide it.
+        backward_numbers: what follows the wanted gradients in the schema of the backward pass, for who calls that by
+            itself; autograd gives 0 for each.
+        needed_by: the same as ``needed``, from the numbers, where these decide it.
         already: the gradients, where the forward pass with these numbers has kept them; None where it has not.
     """
 
@@ -47,6 +50,7 @@ class Description:
     fake: Callable[[Sequence[Any], Sequence[Any], str], list[Tensor]]
     python: dict[str, str]
     more_numbers: tuple[str, ...] = ()
+    backward_numbers: tuple[str, ...] = ()
     needed_by: Callable[[Sequence[Any]], tuple[int, ...]] | None = None
     already: Callable[[Sequence[Any], Sequence[Tensor]], list[Tensor | None] | None] = lambda numbers, kept: None
 
@@ -61,7 +65,14 @@ class Description:
         gradients = [f"{self.tensors[i].split()[-1]}_grad" for i in self.differentiable]
         numbers = self.options.schema()[:-1]  # without the reduction
         arguments = [*kept, *(self.tensors[i] for i in self.needed), *numbers, *(f"bool {x}" for x in gradients)]
+        arguments += self.backward_numbers
         return f"({', '.join(arguments)}) -> ({', '.join(f'Tensor {x}' for x in gradients)})"
+
+    def parts_of_backward(self, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+        """Tensors, numbers of the options, wanted gradients, and the ``backward_numbers`` of the backward pass."""
+        lengths = (2 + len(self.kept) + len(self.needed), len(self.options.columns) - 1, len(self.differentiable))
+        ends = (0, *itertools.accumulate(lengths), len(arguments))
+        return tuple(arguments[begin:end] for begin, end in itertools.pairwise(ends))
 
 
 def accumulate(*tensors: Tensor | None) -> torch.dtype:
@@ -79,6 +90,7 @@ class Operator:
         self.traced: dict[str, Any] = {}  # backend -> the operator, with the autograd registered for it
         self.eager: dict[str, Callable[..., Tensor]] = {}  # backend -> the same in less time, the loss alone
         self.forward: dict[str, Callable[..., Any]] = {}  # backend -> the operator without autograd
+        self.backward: dict[str, Any] = {}  # backend -> the operator of the backward pass
         if backends.extension() is not None:
             self._register(COMPILED, description.name)
         for backend, module in description.python.items():
@@ -98,10 +110,9 @@ class Operator:
             return kernels.forward(*arguments[:count], options, *arguments[len(arguments) - rest :])
 
         def backward(*arguments: Any) -> Any:
-            wanted = arguments[-len(described.differentiable) :]
-            tensors = arguments[: 2 + len(described.kept) + len(described.needed)]
-            options = described.options.of_numbers(arguments[len(tensors) : -len(wanted)])
-            return importlib.import_module(module).backward(*tensors, options, wanted)
+            tensors, numbers, wanted, more = described.parts_of_backward(arguments)
+            options = described.options.of_numbers(numbers)
+            return importlib.import_module(module).backward(*tensors, options, wanted, *more)
 
         library: Any = torch.library.Library("merc", "FRAGMENT")  # type: ignore[no-untyped-call]
         library.define(name + described.forward_schema())
@@ -114,7 +125,8 @@ class Operator:
         """Fakes and autograd of ``merc::name`` and ``merc::name_backward``."""
         described = self.description
         forward = getattr(torch.ops.merc, name).default
-        gradients = _gradients(described, getattr(torch.ops.merc, f"{name}_backward").default)
+        self.backward[backend] = getattr(torch.ops.merc, f"{name}_backward").default
+        gradients = _gradients(described, self.backward[backend])
         tensors = len(described.tensors)
 
         def fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -122,9 +134,9 @@ class Operator:
             return loss, loss.new_empty(()), *kept
 
         def fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
-            needed = arguments[2 + len(described.kept) :][: len(described.needed)]
+            given, _, wanted, _ = described.parts_of_backward(arguments)
+            needed = given[2 + len(described.kept) :]
             inputs = [needed[described.needed.index(i)] for i in described.differentiable]
-            wanted = arguments[-len(inputs) :]
             absent = arguments[0].new_empty(0, dtype=accumulate(*inputs))
             return tuple(
                 absent.clone() if x is None else x.new_empty(x.shape if want else 0)
@@ -148,11 +160,15 @@ class Operator:
 
     def __call__(self, backend: str, plain: bool, tensors: Sequence[Any], numbers: tuple[Any, ...]) -> Tensor:
         """The loss on ``backend``; ``plain`` where nothing traces, transforms or fakes the tensors."""
-        backend = backend if backend in self.traced else COMPILED
+        backend = self.backend_of(backend)
         if plain and torch.is_grad_enabled():
             return self.eager[backend](*tensors, numbers)
         loss: Tensor = (self.forward if plain else self.traced)[backend](*tensors, *numbers)[0]
         return loss
+
+    def backend_of(self, name: str) -> str:
+        """The key of a backend here: those of the extension are one."""
+        return name if name in self.traced else COMPILED
 
 
 def _nothing_kept(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -179,7 +195,8 @@ def _gradients(described: Description, operator: Any) -> Callable[..., list[Tens
         made = described.already(ctx.numbers, saved)
         if made is None:
             wanted = [needs[i] for i in described.differentiable]
-            made = operator(grad.contiguous(), *saved, *inputs, *ctx.numbers[:-ends], *wanted)
+            more = (0,) * len(described.backward_numbers)
+            made = operator(grad.contiguous(), *saved, *inputs, *ctx.numbers[:-ends], *wanted, *more)
         else:
             made = [None if x is None else (x * grad).to(x.dtype) for x in made]
         for i, x in zip(described.differentiable, made, strict=True):

@@ -20,10 +20,15 @@ def ordinary(*tensors: Tensor | None) -> tuple[Any, ...]:
     if not torch.is_grad_enabled():
         return tensors
     if not torch.compiler.is_compiling():
-        for x in tensors:  # a plain loop: small batches feel every microsecond
-            if x is not None and x.is_inference():
-                return tuple([x.clone() if x is not None and x.is_inference() else x for x in tensors])
-        return tensors
+        return ordinary_eager(tensors)
     if torch.compiler.is_exporting():
         return tensors
     return tuple([x if x is None or x.requires_grad else torch.ops.merc.copied.default(x) for x in tensors])
+
+
+def ordinary_eager(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same where gradients are on and nothing is compiled."""
+    for x in tensors:  # a plain loop: small batches feel every microsecond
+        if x is not None and x.is_inference():
+            return tuple([x.clone() if x is not None and x.is_inference() else x for x in tensors])
+    return tensors

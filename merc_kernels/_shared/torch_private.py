@@ -30,7 +30,7 @@ def _no_memory(tensor: Tensor) -> bool:
 def _key_sets() -> dict[str, Any]:
     """By the type of a device, the dispatch keys of its kernels; empty where torch has them not."""
     keys, key_set = _find("_C.DispatchKey"), _find("_C.DispatchKeySet")
-    if keys is None or key_set is None or not hasattr(torch._ops.OpOverload, "redispatch"):
+    if keys is None or key_set is None:
         return {}
     return {"cpu": key_set(keys.CPU), "cuda": key_set(keys.CUDA)}
 
@@ -64,26 +64,27 @@ def transformed() -> bool:
     return transform() is not None or getattr(forward_ad, "_current_level", -1) >= 0
 
 
-def untraced(function: Callable[[], T]) -> T:
-    """``function()``, unseen by `torch.jit.trace`: sizes are numbers there, and tensors may be read."""
+def untraced(function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)``, unseen by `torch.jit.trace`: sizes are numbers there, and tensors may be read."""
     state = tracing_state()
     if state is None:
-        return function()
+        return function(*arguments)
     set_tracing_state(None)
     try:
-        return function()
+        return function(*arguments)
     finally:
         set_tracing_state(state)
 
 
 def below_autograd(operator: Any) -> Callable[..., Any]:
     """``operator``, whose first argument is a tensor, past the autograd registered for it."""
+    straight = getattr(getattr(operator, "_handle", None), "redispatch_boxed", None)  # what its redispatch calls
 
     def call(*inputs: Any) -> Any:
         x = inputs[0]
         keys = key_sets.get("cpu" if x.is_cpu else x.device.type)
-        if keys is not None and modes() == 0:  # straight to the kernel: small batches feel every microsecond
-            return operator.redispatch(keys, *inputs)
+        if keys is not None and straight is not None and modes() == 0:  # small batches feel every microsecond
+            return straight(keys, *inputs)
         with past_autograd():
             return operator(*inputs)
 

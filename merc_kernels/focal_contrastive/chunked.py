@@ -199,6 +199,7 @@ def backward(
     temperature: Tensor | None,
     options: FocalContrastiveOptions,
     wanted: tuple[bool, bool, bool, bool],
+    all_anchors: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive_backward`` of csrc/library.cpp."""
     sizes = (embeddings.shape[-2], 0 if prototypes is None else prototypes.shape[-2])
@@ -206,6 +207,8 @@ def backward(
     with torch.autocast(z.device.type, enabled=False):
         rows = _rows_of(z, index, sizes, options)
         row_max, g, a, log_sum = stats.unbind(-1)
+        if all_anchors:
+            rows = rows._replace(anchor=row_max < torch.inf)
         upstream = grad / divisor
         if grad.dim():
             upstream = torch.nn.functional.pad(upstream.reshape(z.shape[0], sizes[0]), (0, z.shape[1] - sizes[0]))
@@ -216,7 +219,7 @@ def backward(
         asked = [place for place in range(3) if wanted[place] and sources[place] is not None]
         low, high = (ends[asked[0]], ends[asked[-1] + 1]) if asked else (0, 0)
         dx = z.new_empty((z.shape[0], high - low, z.shape[2]))
-        anchors = ends[2] if options.prototype_anchors else ends[1]
+        anchors = ends[3] if all_anchors else ends[2] if options.prototype_anchors else ends[1]
         for place in asked:
             # what is no candidate meets candidates only, what is no anchor meets anchors only
             begin, end = (

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels._shared import checks
-from merc_kernels._shared.checks import DTYPES, FLOAT, INT64, fail, shared, tensor
+from merc_kernels._shared.checks import BOOL, DTYPES, FLOAT, INT64, fail, shared, tensor
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 
 
@@ -41,7 +41,14 @@ def check(
     rows, width = embeddings.shape[-2:]
     if width == 0:
         fail("embeddings", "at least one feature (D > 0)", embeddings)
-    tensor("labels", labels, INT64, device, *shared((rows,), groups))
+    sets = are_sets(labels)
+    if sets:
+        tensor("labels", labels, BOOL, device, *shared((rows, "C"), groups))
+        if class_weights is not None:
+            fail("class_weights", "None with multi-hot labels", class_weights)
+    else:
+        tensor("labels", labels, INT64, device, *shared((rows,), groups))
+    of_sets: tuple[int, ...] = (labels.shape[-1],) if sets else ()  # what follows the rows
     if temperature is not None:
         tensor("temperature", temperature, FLOAT, device, ())
         if checks.readable(temperature):
@@ -49,7 +56,7 @@ def check(
 
     classes: int | None = None
     if prototypes is not None:
-        tensor("prototypes", prototypes, FLOAT, device, *shared(("C", width), groups))
+        tensor("prototypes", prototypes, FLOAT, device, *shared((*(of_sets or ("C",)), width), groups))
         classes = prototypes.shape[-2]
     elif options.prototype_anchors:
         fail("prototypes", "a tensor, as prototype_anchors=True", prototypes)
@@ -63,7 +70,8 @@ def check(
 
     if ref_embeddings is not None:
         tensor("ref_embeddings", ref_embeddings, FLOAT, device, *shared(("M", width), groups))
-        tensor("ref_labels", ref_labels, INT64, device, *shared((ref_embeddings.shape[-2],), groups))
+        kind = BOOL if sets else INT64
+        tensor("ref_labels", ref_labels, kind, device, *shared((ref_embeddings.shape[-2], *of_sets), groups))
     elif ref_labels is not None:
         fail("ref_embeddings", "a tensor, as ref_labels is given", ref_embeddings)
     elif options.ref_only:
@@ -75,7 +83,12 @@ def check(
             prototypes,
         )
 
-    if classes is not None:
+    if classes is not None and not sets:
         checks.labels_in_range("labels", labels, classes, options.ignore_index)
         if ref_labels is not None:
             checks.labels_in_range("ref_labels", ref_labels, classes, options.ignore_index)
+
+
+def are_sets(labels: object) -> bool:
+    """Whether these are sets of labels, a bool for each class."""
+    return isinstance(labels, Tensor) and labels.dtype == torch.bool and labels.dim() > 1

@@ -1,12 +1,14 @@
 """The focal contrastive loss as a function and as a module: its contract, and the way to the backend."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.module import LossModule
 from merc_kernels._shared.options import described, remembered
 from merc_kernels._shared.ordinary import ordinary
-from merc_kernels.focal_contrastive import inputs, operator, reference, trial
+from merc_kernels.focal_contrastive import inputs, multi_hot, operator, reference, trial
 from merc_kernels.focal_contrastive.options import Focal, FocalContrastiveOptions, Reduction
 
 _options = remembered(FocalContrastiveOptions)
@@ -28,6 +30,7 @@ def focal_contrastive_loss(  # noqa: D417 - the options are described where they
     ref_labels: Tensor | None = None,
     ref_only: bool = FocalContrastiveOptions.ref_only,
     normalize: bool = FocalContrastiveOptions.normalize,
+    overlap_threshold: float = FocalContrastiveOptions.overlap_threshold,
     ignore_index: int = FocalContrastiveOptions.ignore_index,
     backend: str | None = None,
     reduction: Reduction = FocalContrastiveOptions.reduction,
@@ -47,12 +50,14 @@ def focal_contrastive_loss(  # noqa: D417 - the options are described where they
         embeddings: ``(N, D)``, or ``(G, N, D)`` for G independent batches in one call; float64, float32,
             bfloat16 or float16; computed in float32, or in float64 where any input is.
         labels: int64 ``(N,)``, shared by the groups, or ``(G, N)``. Any integer is a class, unless
-            ``class_weights`` or ``prototypes`` fix the number of classes C: then labels lie in [0, C).
+            ``class_weights`` or ``prototypes`` fix the number of classes C: then labels lie in [0, C). Or bool
+            ``(N, C)`` or ``(G, N, C)``: a set of labels for each row, multi-hot. These go without ``class_weights``, on
+            the backends ``torch`` (their default) and ``reference``; a row without a label is a negative of all.
         class_weights: ``(C,)``, weighs an anchor by its label; detached. See `class_balanced_weights`.
         prototypes: ``(C, D)``, shared by the groups, or ``(G, C, D)``: row c is one more candidate, of label c.
         ref_embeddings: ``(M, D)``, shared by the groups, or ``(G, M, D)``: more candidates. They get a
             gradient where they require one.
-        ref_labels: int64 ``(M,)``, shared by the groups, or ``(G, M)``.
+        ref_labels: int64 ``(M,)``, shared by the groups, or ``(G, M)``; bool with one more dimension, as the labels.
         **options: those of `FocalContrastiveOptions`, by keyword.
         backend: a key of `backends` that is on, or None: that of `use_backend`, else the fastest.
 
@@ -75,11 +80,12 @@ def focal_contrastive_loss(  # noqa: D417 - the options are described where they
         prototype_anchors,
         ref_only,
         normalize,
+        overlap_threshold,
         ignore_index,
         reduction,
     )
     tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights)
-    return _loss(*tensors, tensor, options, backend)
+    return loss_of(*tensors, tensor, options, backend)
 
 
 @described(FocalContrastiveOptions)
@@ -111,6 +117,7 @@ class FocalContrastiveLoss(LossModule):
         prototype_anchors: bool = FocalContrastiveOptions.prototype_anchors,
         ref_only: bool = FocalContrastiveOptions.ref_only,
         normalize: bool = FocalContrastiveOptions.normalize,
+        overlap_threshold: float = FocalContrastiveOptions.overlap_threshold,
         ignore_index: int = FocalContrastiveOptions.ignore_index,
         backend: str | None = None,
         reduction: Reduction = FocalContrastiveOptions.reduction,
@@ -125,6 +132,7 @@ class FocalContrastiveLoss(LossModule):
             prototype_anchors=prototype_anchors,
             ref_only=ref_only,
             normalize=normalize,
+            overlap_threshold=overlap_threshold,
             ignore_index=ignore_index,
             reduction=reduction,
         )
@@ -143,10 +151,10 @@ class FocalContrastiveLoss(LossModule):
     ) -> Tensor:
         """The loss of ``embeddings`` ``(N, D)`` with ``labels`` ``(N,)``; all shapes of the function go."""
         tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, self.class_weights)
-        return _loss(*tensors, self.learned_temperature, self.options, self.backend)
+        return loss_of(*tensors, self.learned_temperature, self.options, self.backend)
 
 
-def _loss(
+def loss_of(
     embeddings: Tensor,
     labels: Tensor,
     prototypes: Tensor | None,
@@ -163,15 +171,22 @@ def _loss(
     )
     tensors = (embeddings, labels, prototypes, ref_embeddings, ref_labels, class_weights, temperature)
 
-    def call() -> backends.Call:
-        return trial.call(focal_contrastive_loss, *tensors, options)
-
-    def chosen() -> str:
-        inputs.check(*tensors, options)
-        return backends.choose(backend, "focal_contrastive", embeddings, call)
-
-    name = torch_private.untraced(chosen)
-    if name == "reference":
+    name = torch_private.untraced(_checked, backend, *tensors, options)
+    if name == "reference" or inputs.are_sets(labels):
         e, y, prototypes, refs, names, weights, temperature = ordinary(*tensors)
-        return reference.focal_contrastive_loss(e, y, prototypes, refs, names, weights, temperature, options)
+        plain = multi_hot.focal_contrastive_loss if name != "reference" else reference.focal_contrastive_loss
+        return plain(e, y, prototypes, refs, names, weights, temperature, options)
     return operator.focal_contrastive(*tensors, options, name)
+
+
+def _checked(backend: str | None, *call: Any) -> str:
+    """The backend of a call, its tensors and options, with nothing wrong."""
+    inputs.check(*call)
+    embeddings, labels = call[:2]
+
+    def of_call() -> backends.Call:
+        return trial.call(focal_contrastive_loss, *call)
+
+    if inputs.are_sets(labels):
+        return backends.choose(backend, "multi-hot labels", embeddings, of_call, ("torch", "reference"))
+    return backends.choose(backend, "focal_contrastive", embeddings, of_call)

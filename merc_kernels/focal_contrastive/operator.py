@@ -54,6 +54,7 @@ DESCRIPTION = Description(
     differentiable=(0, 2, 3, 6),
     needed=(0, 2, 3, 6),
     fake=_fake,
+    backward_numbers=("bool all_anchors",),
     python={
         "torch": "merc_kernels.focal_contrastive.chunked",
         "triton": "merc_kernels.focal_contrastive.triton.launch",
@@ -99,17 +100,10 @@ def focal_contrastive(
     backend: str,
 ) -> Tensor:
     """`merc_kernels.focal_contrastive_loss` on a fused backend, of tensors that were checked."""
-    floating = [x for x in (embeddings, prototypes, refs, class_weights, temperature) if x is not None]
-    if any(x.dtype == torch.float64 for x in floating):  # as the reference: float64 where any input is
-        embeddings = embeddings.double()
-        prototypes = None if prototypes is None else prototypes.double()
-        refs = None if refs is None else refs.double()
-    dtype = accumulate(embeddings)
-    weights = None if class_weights is None else class_weights.detach().to(dtype)
-    temperature = None if temperature is None else temperature.to(dtype)
-    tensors: tuple[Any, ...] = (embeddings, labels, prototypes, refs, ref_labels, weights, temperature)
+    tensors = typed(embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature)
     plain = checks.eager(*tensors)
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in floating)
+    floating = (embeddings, prototypes, refs, class_weights, temperature)
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floating)
     if wanted:
         tensors = ordinary(*tensors)
     if (
@@ -121,6 +115,34 @@ def focal_contrastive(
     ):
         return _of_small_batches(*tensors, options.numbers)
     return _operator(backend, plain, tensors, options.numbers)
+
+
+def typed(
+    embeddings: Tensor,
+    labels: Tensor,
+    prototypes: Tensor | None,
+    refs: Tensor | None,
+    ref_labels: Tensor | None,
+    class_weights: Tensor | None,
+    temperature: Tensor | None,
+) -> tuple[Any, ...]:
+    """The tensors in the types that the operators take: as in the reference float64 where any input is."""
+    if any(
+        x is not None and x.dtype == torch.float64 for x in (embeddings, prototypes, refs, class_weights, temperature)
+    ):
+        embeddings = embeddings.double()
+        prototypes = None if prototypes is None else prototypes.double()
+        refs = None if refs is None else refs.double()
+    dtype = accumulate(embeddings)
+    weights = None if class_weights is None else class_weights.detach().to(dtype)
+    temperature = None if temperature is None else temperature.to(dtype)
+    return embeddings, labels, prototypes, refs, ref_labels, weights, temperature
+
+
+def passes(backend: str) -> tuple[Any, Any]:
+    """The operators of the forward and the backward pass of a backend."""
+    name = _operator.backend_of(backend)
+    return _operator.traced[name], _operator.backward[name]
 
 
 def _is_small(embeddings: Tensor, *others: Tensor | None) -> bool:

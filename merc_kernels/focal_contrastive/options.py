@@ -1,7 +1,7 @@
 """The options of the focal contrastive loss: their only list."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from merc_kernels._shared import checks
 from merc_kernels._shared.options import Options
@@ -29,6 +29,8 @@ class FocalContrastiveOptions(Options):
         ref_only: the refs are the only candidates, as for two views or two modalities: no row is then
             excluded as the anchor itself.
         normalize: L2-normalise all vectors. A zero row stays zero and gets a zero gradient.
+        overlap_threshold: in [0, 1), for multi-hot labels: positives are the candidates of a larger overlap with the
+            anchor, their common labels by all labels of the two (Jaccard); it multiplies a positive's term.
         ignore_index: rows, prototypes and refs of this label are neither anchor nor candidate, whatever they
             hold (a NaN too), and get a zero gradient.
         reduction: ``"mean"`` divides the sum over anchors by the number of anchors with a positive,
@@ -37,6 +39,8 @@ class FocalContrastiveOptions(Options):
             divide.
     """
 
+    not_in_schema: ClassVar[tuple[str, ...]] = ("overlap_threshold",)
+
     temperature: float = 0.1
     gamma: float = 2.0
     focal: Focal = "similarity"
@@ -44,6 +48,7 @@ class FocalContrastiveOptions(Options):
     prototype_anchors: bool = False
     ref_only: bool = False
     normalize: bool = True
+    overlap_threshold: float = 0.3
     ignore_index: int = -100
     reduction: Reduction = "mean"
 
@@ -56,6 +61,7 @@ class FocalContrastiveOptions(Options):
         checks.flag("prototype_anchors", self.prototype_anchors)
         checks.flag("ref_only", self.ref_only)
         checks.flag("normalize", self.normalize)
+        checks.number("overlap_threshold", self.overlap_threshold, below=1)
         checks.integer("ignore_index", self.ignore_index)
         checks.choice("reduction", self.reduction, get_args(Reduction))
         if self.prototype_anchors and self.reduction == "none":

@@ -1,6 +1,7 @@
 """The divergence of a student from its teacher as a function and as a module, and the way to the backend."""
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,14 +151,7 @@ def _divergence(
     )
     tensors = (student_logits, teacher_logits, temperature, labels, row_weights)
 
-    def call() -> backends.Call:
-        return trial.call(kd_divergence, *tensors, options)
-
-    def chosen() -> str:
-        inputs.check(*tensors, options)
-        return backends.choose(backend, "kd_divergence", student_logits, call)
-
-    name = torch_private.untraced(chosen)
+    name = torch_private.untraced(_checked, backend, *tensors, options)
     if name in ("reference", "torch"):  # plain PyTorch is linear in the logits as it is
         student, teacher, temperature, labels, row_weights = ordinary(*tensors)
         return reference.kd_divergence(student, teacher, temperature, labels, row_weights, options)
@@ -167,3 +161,9 @@ def _divergence(
         student, teacher, temperature, labels, row_weights = ordinary(*tensors)
         return learned_temperature.kd_divergence(fused, student, teacher, temperature, labels, row_weights, options)
     return operator.kd_divergence(*tensors, options, name)
+
+
+def _checked(backend: str | None, *call: Any) -> str:
+    """The backend of a call, its tensors and options, with nothing wrong."""
+    inputs.check(*call)
+    return backends.choose(backend, "kd_divergence", call[0], lambda: trial.call(kd_divergence, *call))

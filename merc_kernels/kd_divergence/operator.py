@@ -14,7 +14,7 @@ from torch import Tensor
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels._shared.operator import Description, Operator, accumulate, with_gradients
 from merc_kernels._shared.options import REDUCTIONS
-from merc_kernels._shared.ordinary import ordinary
+from merc_kernels._shared.ordinary import ordinary, ordinary_eager
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
 _NOTHING, _STATS, _GRADIENT = range(3)  # what the forward pass saves
@@ -103,7 +103,7 @@ def kd_divergence(
     ahead = options.reduction != "none" and not teacher.requires_grad and student.dtype != torch.float16
     if backend == "cpu" and ahead and wanted:
         if plain:
-            return _of_a_student(*ordinary(*tensors), (*options.numbers, _GRADIENT))
+            return _of_a_student(*ordinary_eager(tensors), (*options.numbers, _GRADIENT))
         if torch.compiler.is_compiling():
             return _operator(backend, plain, tensors, (*options.numbers, _GRADIENT))
     if wanted:

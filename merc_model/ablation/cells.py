@@ -148,7 +148,7 @@ def run(ablation: Ablation, jobs: int, tell: Callable[[str], None]) -> None:
     left = [cell for cell in titles if not cell.path(ablation.folder).is_file()]
     if not left:
         return
-    work = functools.partial(_train, parts, ablation.folder, ablation.device)
+    work = functools.partial(_train, parts, ablation.folder, ablation.device, ablation.config.causal)
     jobs = min(jobs, len(left))
     tell(f"{len(left)} of {len(titles)} trainings to do, {jobs} at a time, a thread each")
     started = told = time.monotonic()
@@ -202,12 +202,12 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"{path}: cannot be made: {error.strerror or error}") from None
 
 
-def _train(parts: Sequence[Part], folder: Path, device: str, cell: Cell) -> float | None:
+def _train(parts: Sequence[Part], folder: Path, device: str, causal: bool, cell: Cell) -> float | None:
     """Train a cell and write its file; its weighted F1 on the training's own validation set."""
     started = time.perf_counter()
     part, path = parts[cell.fold], cell.path(folder)
     if cell.config is None:
-        baseline = LogisticBaseline(part.training)
+        baseline = LogisticBaseline(part.training, causal)
         predicted = {FUSED: baseline.predict(part.corpus, part.dialogues)}
         valid = None
         facts: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ class LogisticBaseline:
 
     Args:
         corpus: its ``train`` dialogues are learnt from; the others are not read.
+        causal: it is given nothing of what comes after an utterance.
 
     Attributes:
         window: neighbours on each side that were chosen.
@@ -40,7 +42,8 @@ class LogisticBaseline:
         parameters: coefficients and intercepts.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, causal: bool = False) -> None:
+        self.causal = causal
         train = corpus.only(corpus.dialogues("train"))
         self._features = {modality: Features(dim, modality != TEACHER) for modality, dim in corpus.dims.items()}
         for modality, features in self._features.items():
@@ -76,12 +79,12 @@ class LogisticBaseline:
         return max(scores, key=scores.__getitem__)
 
     def _inputs(self, corpus: Corpus, window: int) -> NDArray[np.float32]:
-        """``(U, (2·window + 3)·D)``: an utterance's own row and both means, then the neighbours' rows."""
+        """``(U, (2·window + 3)·D)``, ``(U, (window + 3)·D)`` if causal: own row, both means, the neighbours' rows."""
         own = self._around(corpus)
         dialogue = np.repeat(np.arange(len(corpus.dialogue_ids)), np.diff(corpus.offsets))
         rows, position = own[:, : own.shape[1] // 3], np.arange(len(own))
         parts = [own]
-        for shift in (shift for shift in range(-window, window + 1) if shift):
+        for shift in (shift for shift in range(-window, 1 if self.causal else window + 1) if shift):
             other = np.clip(position + shift, 0, len(rows) - 1)
             same = (other == position + shift) & (dialogue[other] == dialogue)
             parts.append(np.where(same[:, None], rows[other], 0))
@@ -91,8 +94,9 @@ class LogisticBaseline:
     def _around(self, corpus: Corpus) -> NDArray[np.float32]:
         parts = [np.empty((0, 3 * sum(features.dim for features in self._features.values())), np.float32)]
         for batch in batches(corpus, np.arange(len(corpus.dialogue_ids)), _BATCH_DIALOGUES, torch.device("cpu")):
+            batch = replace(batch, causal=self.causal)
             seen = {
-                modality: features(batch.features[modality], batch.present[modality], batch.speakers)
+                modality: features(batch.features[modality], batch.present[modality], batch.speakers, batch.visible)
                 for modality, features in self._features.items()
             }
             parts.append(around(seen, batch)[batch.utterance_mask].numpy())

@@ -24,6 +24,7 @@ class Batch:
         speakers: ``(B, L)`` int64, an index within the dialogue; 0 at padding.
         labels: ``(B, L)`` int64; -100 where unlabelled and at padding.
         utterance_mask: ``(B, L)`` bool, True = a real utterance.
+        causal: whether an utterance sees only itself and what came before it.
     """
 
     features: dict[str, Tensor]
@@ -31,6 +32,20 @@ class Batch:
     speakers: Tensor
     labels: Tensor
     utterance_mask: Tensor
+    causal: bool = False
+
+    @property
+    def visible(self) -> Tensor:
+        """``(B, 1, L)``, or ``(B, L, L)`` where causal: whether the utterance of a row sees that of a column."""
+        real = self.utterance_mask[:, None]
+        if not self.causal:
+            return real
+        position = torch.arange(real.shape[-1], device=real.device)
+        return real & (position[:, None] >= position)
+
+    def heard(self, modality: str) -> Tensor:
+        """``(B, 1 or L, 1)``: whether any utterance that is visible has a modality."""
+        return (self.present[modality][:, None] & self.visible).any(dim=-1, keepdim=True)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -40,6 +55,7 @@ class Batch:
             self.speakers.to(device),
             self.labels.to(device),
             self.utterance_mask.to(device),
+            self.causal,
         )
 
     def without(self, modality: str, dialogues: Tensor | None = None) -> Batch:
@@ -49,6 +65,18 @@ class Batch:
             self,
             features={**self.features, modality: self.features[modality].masked_fill(lost[..., None], 0)},
             present={**self.present, modality: self.present[modality] & ~lost},
+        )
+
+    def dialogues(self, places: Tensor) -> Batch:
+        """The dialogues at ``places``; where there is none the last one, without labels."""
+        last = len(self.labels) - 1
+        at = places.clamp(max=last)
+        return Batch(
+            {modality: rows[at] for modality, rows in self.features.items()},
+            {modality: rows[at] for modality, rows in self.present.items()},
+            self.speakers[at],
+            self.labels[at].masked_fill((places > last)[:, None], IGNORE_INDEX),
+            self.utterance_mask[at],
         )
 
     def completed(self, dims: Mapping[str, int]) -> Batch:

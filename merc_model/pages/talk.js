@@ -29,18 +29,12 @@
     show(row);
     const place = places[rows.indexOf(row)];
     for (const strip of strips) strip.querySelector(".here").setAttribute("x", place * strip.viewBox.baseVal.width);
-    if (scroll === "smooth" && !calm) row.scrollIntoView({ block: "center", behavior: "smooth" });
-    else if (scroll) reveal(row, "center");
-  }
-
-  function reveal(row, block) {
-    row.scrollIntoView({ block });
-    requestAnimationFrame(() => row.scrollIntoView({ block })); // rows that are now drawn are not as high as was guessed
+    if (scroll) row.scrollIntoView({ block: "center", behavior: calm ? "auto" : scroll });
   }
 
   function move(row) {
     row.focus({ preventScroll: true });
-    reveal(row, "nearest");
+    row.scrollIntoView({ block: "nearest" });
   }
 
   list.addEventListener("focusin", event => {
@@ -76,7 +70,7 @@
     return rows[Math.max(0, places.findLastIndex(start => start <= place))];
   }
   for (const strip of strips) {
-    strip.addEventListener("click", event => { choose(under(event), "jump"); chosen.focus({ preventScroll: true }); });
+    strip.addEventListener("click", event => { choose(under(event), "auto"); chosen.focus({ preventScroll: true }); });
     strip.addEventListener("pointermove", event => show(under(event)));
     strip.addEventListener("pointerleave", () => show(chosen));
   }

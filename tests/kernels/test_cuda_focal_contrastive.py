@@ -67,7 +67,7 @@ def fused(operators, case: Case, wanted: tuple[str, ...] = WANTED) -> dict[str, 
     )
     flags = [name in wanted and isinstance(case[name], Tensor) for name in WANTED]
     gradients = operators.focal_contrastive_backward(
-        grad, divisor, *saved, case["embeddings"], *vectors, *shared, *flags
+        grad, divisor, *saved, case["embeddings"], *vectors, *shared, *flags, False
     )
     assert saved[0].dtype == stored(case)
     assert all(gradient.is_contiguous() for gradient in gradients)

@@ -380,7 +380,7 @@ def test_opcheck(case, backend):
     wanted = (True, plain[2] is not None, plain[3] is not None, plain[6] is not None)
     if backend == "cpu" and plain[-1] != 0:
         torch.library.opcheck(torch.ops.merc.focal_contrastive_with_gradients.default, (*plain, *wanted))
-    backward = (torch.ones_like(loss), *numbers, *inputs, *wanted)
+    backward = (torch.ones_like(loss), *numbers, *inputs, *wanted, False)
     torch.library.opcheck(getattr(torch.ops.merc, f"{name}_backward").default, backward)
 
 

@@ -48,6 +48,7 @@ FOCAL_OPTIONS = {
     "class_weights": torch.tensor([0.5, 2.0]),
     "prototype_anchors": True,
     "normalize": False,
+    "overlap_threshold": 0.5,
     "ignore_index": 1,
     "backend": "reference",
     "reduction": "sum",
@@ -110,6 +111,9 @@ def test_kd_divergence_hands_every_argument_on(monkeypatch):
 def test_focal_contrastive_options_reach_the_function(changed):
     x, y = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 1, 0])
     tensors = {"ref_embeddings": torch.randn(3, 4), "ref_labels": torch.tensor([0, 1, 0])}
+    if changed == "overlap_threshold":  # of sets of labels; the first two have half of theirs in common
+        y = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 1], [1, 0], [0, 0]]).bool()
+        tensors["ref_labels"] = torch.eye(3, 2).bool()
     if changed == "ref_only":
         options = {"ref_only": True}
     else:

@@ -9,6 +9,7 @@ import torch
 
 from merc_kernels import focal_contrastive_loss, kd_divergence
 from merc_kernels._shared import torch_private
+from merc_kernels.kd_divergence.options import KDDivergenceOptions
 
 ROOT = Path(__file__).parents[2]
 NAMES = {
@@ -48,6 +49,15 @@ def test_results_are_the_same_without(name, monkeypatch):
     usual = results()
     monkeypatch.setattr(torch_private, name, torch_private.FALLBACKS[name])
     assert all(torch.equal(one, other) for one, other in zip(usual, results(), strict=True))
+
+
+def test_an_operator_without_its_handle_takes_the_usual_way():
+    operator = torch.ops.merc.kd_divergence.default
+    x = torch.linspace(-1, 1, 12).sin().view(4, 3)
+    arguments = (x, x.flip(0), None, None, None, *KDDivergenceOptions().numbers, 1)
+    usual = torch_private.below_autograd(operator)(*arguments)
+    without = torch_private.below_autograd(lambda *given: operator(*given))(*arguments)
+    assert all(torch.equal(one, other) for one, other in zip(usual, without, strict=True))
 
 
 def test_a_transformed_tensor_is_seen_without_the_name(monkeypatch):

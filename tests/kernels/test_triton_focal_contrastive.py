@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from merc_kernels import focal_contrastive_loss
+from merc_kernels.focal_contrastive.operator import passes
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
-from tests.kernels import alive, focal_cases, grid, inference, interpreted
+from tests.kernels import alive, all_anchors, focal_cases, grid, inference, interpreted
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -300,8 +301,12 @@ class TestOperator:
         assert numbers[3].shape == (*numbers[2].shape, 4)
         inputs = (plain[0], *plain[2:4], *plain[6:-1])
         wanted = (True, plain[2] is not None, plain[3] is not None, plain[6] is not None)
-        backward = (torch.ones_like(loss), *numbers, *inputs, *wanted)
+        backward = (torch.ones_like(loss), *numbers, *inputs, *wanted, False)
         torch.library.opcheck(torch.ops.merc.focal_contrastive_triton_backward.default, backward)
+
+    @pytest.mark.parametrize("focal", ["similarity", "probability"])
+    def test_rows_of_a_part_get_the_gradient_of_the_whole(self, focal):
+        all_anchors.check(*passes("triton"), focal)
 
     def test_gradcheck(self):
         x, prototypes, refs = (rows(n, 4, torch.float64) for n in (6, 3, 3))

@@ -134,7 +134,7 @@ def test_features_relative_to_their_speaker_worked_out_by_hand() -> None:
     # speaker 0: mean 2, squared deviations 2; speaker 1 has 5 and 7, for one row is missing
     first, second = ((2 + 3) / (2 + 3)) ** 0.5, ((2 + 3) / (2 + 3)) ** 0.5
     expected = [(1 - 2 * 0.5) / first, (3 - 2 * 0.5) / first, (5 - 6 * 0.5) / second, 0.0, (7 - 6 * 0.5) / second]
-    relative = speaker_relative(features, present, speakers)
+    relative = speaker_relative(features, present, speakers, torch.ones(1, 5, 5, dtype=torch.bool))
     torch.testing.assert_close(relative.flatten(), torch.tensor(expected))
 
 

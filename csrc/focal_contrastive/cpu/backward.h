@@ -16,6 +16,10 @@
 namespace merc::focal_contrastive::cpu {
 namespace {
 
+// In the place of a row's maximum: e^(s - m) is 0, and no infinity meets a weight of 0.
+template <class A>
+constexpr A kNoAnchor = std::numeric_limits<A>::max() / 1024;
+
 // What the backward pass makes of the saved numbers.
 template <class A>
 struct Saved {
@@ -37,13 +41,18 @@ Saved<A> weigh(
   Saved<A> saved(batch.rows());
   bool finite = true;
   for (int64_t row = 0; row < batch.rows(); ++row) {
-    const A* number = numbers + row * kStats;
-    saved.row_max[row] = number[0];
-    saved.log_e[row] = number[3];
-    if (batch.order()[row] < 0 || number[0] == std::numeric_limits<A>::infinity()) {
+    saved.row_max[row] = kNoAnchor<A>;
+    if (batch.order()[row] < 0) {
       continue;
     }
-    const int64_t at = grad.dim() == 0 ? 0 : row / sizes.rows() * sizes.embeddings + Layout::source(batch.order()[row]);
+    const int64_t group = row / sizes.rows(), source = Layout::source(batch.order()[row]);
+    const A* number = numbers + (group * sizes.rows() + source) * kStats;
+    if (number[0] == std::numeric_limits<A>::infinity()) {
+      continue;
+    }
+    saved.row_max[row] = number[0];
+    saved.log_e[row] = number[3];
+    const int64_t at = grad.dim() == 0 ? 0 : group * sizes.embeddings + source;
     const double weight = number[2] * (grads[at] / by);
     saved.a[row] = static_cast<A>(weight);
     saved.u[row] = static_cast<A>(weight * number[1] * (options.bounded ? std::exp(-double{number[3]}) : 1));

@@ -24,14 +24,15 @@ namespace {
 
 using merc::cpu::empty;
 
-inline Sizes sizes_of(const Arguments& arguments) {
+inline Sizes sizes_of(const Arguments& arguments, bool all_anchors = false) {
   return {
       .groups = arguments.groups,
       .embeddings = arguments.sources[0].rows,
       .prototypes = arguments.sources[1].rows,
       .refs = arguments.sources[2].rows,
       .prototype_anchors = arguments.options.prototype_anchors,
-      .ref_only = arguments.options.ref_only};
+      .ref_only = arguments.options.ref_only,
+      .all_anchors = all_anchors};
 }
 
 // With the temperature's own value where it is a tensor.
@@ -82,15 +83,15 @@ class Batch {
       : Batch(
             arguments, empty({arguments.groups, arguments.rows(), arguments.width}, kType<A>),
             empty({arguments.groups, arguments.rows()}, kType<A>),
-            sorted(sizes_of(arguments), labels, arguments.options.ignore_index), keep) {
+            sorted(sizes_of(arguments), labels, arguments.options.ignore_index), keep, /*all_anchors=*/false) {
     auto* norms = static_cast<A*>(norms_.mutable_data_ptr());
     std::fill_n(norms, rows(), A(0));  // dropped rows have no length
     pack(static_cast<A*>(z_.mutable_data_ptr()), norms);
   }
 
   // As a forward pass left them.
-  Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index)
-      : Batch(arguments, std::move(z), std::move(norms), std::move(index), /*keep=*/false) {
+  Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index, bool all_anchors)
+      : Batch(arguments, std::move(z), std::move(norms), std::move(index), /*keep=*/false, all_anchors) {
     if (halves_are_better(arguments) || kernel_.transpose) {
       pack(nullptr, nullptr);
     }
@@ -188,10 +189,10 @@ class Batch {
     return index;
   }
 
-  Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index, bool keep)
+  Batch(const Arguments& arguments, Tensor z, Tensor norms, Tensor index, bool keep, bool all_anchors)
       : arguments_(arguments),
         options_(options_of(arguments)),
-        sizes_(sizes_of(arguments)),
+        sizes_(sizes_of(arguments, all_anchors)),
         kernel_(kernels<A>()),
         z_(std::move(z)),
         norms_(std::move(norms)),

@@ -137,7 +137,7 @@ Loss forward(
       const double l = double{row_max[row]} + log_e[row];
       const double value = options.needs_l() ? -sum.v : l * sum.h - sum.v;
       const A saved[] = {row_max[row], static_cast<A>(sum.h), static_cast<A>(a), log_e[row]};
-      std::copy_n(saved, kStats, numbers + row * kStats);
+      std::copy_n(saved, kStats, numbers + (group * rows + source) * kStats);
       total += a * value;
       if (none) {
         losses[group * sizes.embeddings + source] = static_cast<A>(a * value);

@@ -45,6 +45,7 @@ struct Tile {
 struct Sizes {
   int64_t groups, embeddings, prototypes, refs;
   bool prototype_anchors, ref_only;
+  bool all_anchors = false;  // in a backward pass: of every segment, where stats says so
 
   int64_t rows() const { return embeddings + prototypes + refs; }  // of a group
   int segment(int64_t source) const {
@@ -175,15 +176,25 @@ class Layout {
     for (int round = 0; round < count; ++round) {
       for (int i = 0; i < count; ++i) {
         const int j = (round - i + count) % count;
-        if (i > j || blocks_[begin + i].segment != 0 || (sizes_.ref_only && blocks_[begin + j].segment == 0)) {
-          continue;  // segments stand in order: if either block has anchors, the first has
+        if (i > j || !meet(blocks_[begin + i].segment, blocks_[begin + j].segment)) {
+          continue;
         }
         Block &rows = blocks_[begin + i], &columns = blocks_[begin + j];
-        Tile tile{begin + i, begin + j, rows.tiles++, 0, i != j && columns.segment == 0};
+        const bool mutual = i != j && (columns.segment == 0 || sizes_.all_anchors);
+        Tile tile{begin + i, begin + j, rows.tiles++, 0, mutual};
         tile.column_position = i == j ? tile.row_position : columns.tiles++;
         tiles_.push_back(tile);
       }
     }
+  }
+
+  // Whether rows of two segments, which stand in order, are anchor and candidate; but what refs have from each other is
+  // nobody's to make here.
+  bool meet(int first, int second) const {
+    if (first == 0) {
+      return second != 0 || !sizes_.ref_only;
+    }
+    return sizes_.all_anchors && first == 1;
   }
 
   static constexpr int64_t kSmallest = 64, kLargest = 192;

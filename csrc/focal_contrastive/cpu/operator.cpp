@@ -40,7 +40,7 @@ Outputs forward_operator(const ForwardArguments& call) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_operator(const BackwardArguments& call) {
   call.check_saved(call.arguments.accumulate);
   return with_accumulate(call.arguments.accumulate, [&]<class A>(A) {
-    Batch<A> batch(call.arguments, call.z, call.norms, call.index);
+    Batch<A> batch(call.arguments, call.z, call.norms, call.index, call.all_anchors);
     return backward(batch, call.grad, call.divisor, call.stats, call.wanted, /*exact=*/false);
   });
 }

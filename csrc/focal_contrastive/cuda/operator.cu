@@ -153,7 +153,10 @@ Gradients backward(const BackwardArguments& call) {
   const Wanted& wanted = call.wanted;
   const Place place(arguments.embeddings());
   const ScalarType type = arguments.accumulate;
-  const Batch<A> batch(arguments, call.z, call.stats, call.index);
+  Batch<A> batch(arguments, call.z, call.stats, call.index);
+  if (call.all_anchors) {
+    batch.anchors = batch.rows;
+  }
   Unpacked<A> from{};
   std::vector<Tensor> gradients;
   int64_t first = batch.rows, end = 0, target_rows = 0;

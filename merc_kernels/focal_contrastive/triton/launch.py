@@ -171,9 +171,12 @@ def backward(
     temperature: Tensor | None,
     options: FocalContrastiveOptions,
     wanted: tuple[bool, bool, bool, bool],
+    all_anchors: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator ``merc::focal_contrastive_backward`` of csrc/library.cpp; what is not wanted has shape (0,)."""
     call = Call((embeddings, prototypes, refs), (None, None), temperature, options)
+    if all_anchors:
+        call.anchors = call.total
     *sources_wanted, temperature_wanted = wanted
     results = []
     for source, yes in zip(call.sources, sources_wanted, strict=True):

@@ -1,0 +1,66 @@
+"""The loss of CLIP, as open_clip calls it."""
+
+import torch
+from torch import Tensor, nn
+
+from merc_kernels._shared import checks
+from merc_kernels.focal_contrastive import focal_contrastive_loss
+
+
+class ClipLoss(nn.Module):
+    """Images against texts and texts against images; open_clip's ``ClipLoss`` of one process.
+
+    ``logit_scale``, a number or a tensor, gets its gradient. The features are taken as they are: open_clip's models
+    normalise theirs.
+
+    Args:
+        backend: a key of `merc_kernels.backends`, or None.
+        **single: the original's options for several processes, ``world_size`` and ``rank`` among them; ignored
+            for one process.
+
+    Raises:
+        ValueError: a ``world_size`` above 1.
+    """
+
+    def __init__(self, *, backend: str | None = None, **single: object) -> None:
+        super().__init__()
+        known = ("local_loss", "gather_with_grad", "cache_labels", "rank", "world_size", "use_horovod")
+        for name, value in single.items():
+            checks.choice("option", name, known)
+            if name == "world_size" and value != 1:
+                checks.fail(name, "1: the rows of this process are all that there are", value)
+        self.backend = backend
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: object = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss of ``(N, D)`` features, row i of either being one pair.
+
+        Raises:
+            ValueError: a ``logit_bias``, or features that do not match.
+        """
+        if logit_bias is not None:  # the softmax takes out a constant
+            checks.fail("logit_bias", "None, as the loss does not depend on it", logit_bias)
+        for name, features in (("image_features", image_features), ("text_features", text_features)):
+            checks.tensor(name, features, checks.FLOAT, None, ("N", "D"))
+        checks.tensor("text_features", text_features, checks.FLOAT, image_features.device, tuple(image_features.shape))
+        pairs = torch.arange(len(image_features), device=image_features.device)
+        dtype = torch.promote_types(image_features.dtype, text_features.dtype)
+        image_features, text_features = image_features.to(dtype), text_features.to(dtype)
+        loss = focal_contrastive_loss(
+            torch.stack((image_features, text_features)),
+            pairs,
+            temperature=1 / logit_scale,
+            gamma=0.0,
+            ref_embeddings=torch.stack((text_features, image_features)),
+            ref_labels=pairs,
+            ref_only=True,
+            normalize=False,
+            backend=self.backend,
+        )
+        return {"contrastive_loss": loss} if output_dict else loss

@@ -1,0 +1,217 @@
+"""The losses under other projects' names: value and gradient of the published formula, and what is refused."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from merc_kernels import compat, kd_divergence
+from tests.kernels import published
+from tests.numerics import assert_accurate, assert_equal_fp64
+
+DTYPES = (torch.float64, torch.float32)
+
+
+def agree(ours, theirs, *inputs, **others):
+    """Value and gradients of ``ours`` and ``theirs`` in float64, and in float32 as near to it as theirs.
+
+    Of a formula in float32 there are several roundings: rows in another order are one more.
+    """
+
+    def results(loss, dtype):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        value = loss(*leaves, **others)
+        return [value, *torch.autograd.grad(value, leaves)]
+
+    truth = results(theirs, torch.float64)
+    for actual, wanted in zip(results(ours, torch.float64), truth, strict=True):
+        assert_equal_fp64(actual, wanted)
+    for actual, plain, wanted in zip(results(ours, torch.float32), results(theirs, torch.float32), truth, strict=True):
+        assert actual.dtype == torch.float32
+        assert_accurate(actual, plain, wanted)
+
+
+def rows(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+LABELS = {
+    "several": torch.tensor([0, 1, 0, 2, 1, 0, 2]),
+    "a class with one member": torch.tensor([0, 1, 0, 2, 1, 0, 1]),
+    "all one class": torch.zeros(7, dtype=torch.int64),
+    "all distinct": torch.arange(7),
+    "any integer": torch.tensor([-100, -1, -100, 5, -1, -100, 5]),
+}
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("mode", ["all", "one"])
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("labels", [None, *LABELS])
+def test_sup_contrast(labels, views, mode, normalized):
+    features = rows(7, views, 5)
+    features = F.normalize(features, dim=-1) if normalized else features
+    options = {"temperature": 0.1, "base_temperature": 0.07, "contrast_mode": mode}
+
+    def theirs(x):
+        return published.sup_contrast(x, None if labels is None else LABELS[labels], **options)
+
+    def ours(x):
+        return compat.SupContrastLoss(**options)(x, None if labels is None else LABELS[labels])
+
+    agree(ours, theirs, features)
+
+
+MASKS = {
+    "asymmetric": torch.tensor([[0, 1, 1, 0], [0, 0, 1, 0], [1, 1, 0, 1], [1, 0, 0, 1]]),
+    "empty rows": torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]]),
+    "only itself": torch.eye(4),
+    "weights": torch.tensor([[1.0, 0.5, 0, 0], [0.5, 1, 0.2, 0], [0, 0.2, 1, 0.7], [0, 0, 0.7, 1]]),
+    "nothing": torch.zeros(4, 4, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("mode", ["all", "one"])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("mask", MASKS)
+def test_sup_contrast_with_a_mask(mask, views, mode, normalized):
+    features = rows(4, views, 6)
+    features = F.normalize(features, dim=-1) if normalized else features
+    loss = compat.SupContrastLoss(contrast_mode=mode)
+    agree(
+        lambda x: loss(x, mask=MASKS[mask]),
+        lambda x: published.sup_contrast(x, mask=MASKS[mask], contrast_mode=mode),
+        features,
+    )
+
+
+def test_sup_contrast_flattens_what_follows_the_views_and_takes_a_column_of_labels():
+    features, labels = rows(7, 2, 3, 2), LABELS["several"]
+    loss = compat.SupContrastLoss()
+    assert loss(features, labels[:, None]) == loss(features.flatten(2), labels)
+
+
+def test_a_mask_of_equal_labels_is_those_labels():
+    features, labels = rows(7, 2, 5), LABELS["several"]
+    loss = compat.SupContrastLoss()
+    torch.testing.assert_close(loss(features, mask=labels[:, None] == labels), loss(features, labels))
+
+
+@pytest.mark.parametrize("labels", [name for name in LABELS if name != "any integer"])
+@pytest.mark.parametrize("gamma", [2.0, 2.4])
+def test_multiemo(labels, gamma):
+    counts = torch.tensor([504.0, 839, 1324, 933, 742, 1468, 20], dtype=torch.float64)
+    loss = compat.SampleWeightedFocalContrastiveLoss(0.8, gamma, 1.1, "MELD", counts, "cpu")
+    assert loss.state_dict() == {}
+    agree(
+        lambda x: loss(x, LABELS[labels]),
+        lambda x: published.swfc(x, LABELS[labels], counts, temperature=0.8, gamma=gamma, alpha=1.1),
+        rows(7, 5),
+    )
+
+
+PADDING = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("mask", [PADDING, PADDING.bool(), PADDING.double(), torch.ones(3, 4)])
+def test_sdt(mask):
+    """At its inputs, not only at the logits before them."""
+    log_pred, target = rows(12, 6).log_softmax(-1), rows(12, 6, seed=1).softmax(-1)
+    agree(
+        lambda u, p: compat.MaskedKLDivLoss()(u, p, mask),
+        lambda u, p: published.masked_kl(u, p, mask),
+        log_pred,
+        target,
+    )
+
+
+def test_sdt_has_finite_gradients_where_a_probability_is_0_and_where_nothing_is_real():
+    logits, teacher = rows(12, 6).requires_grad_(), rows(12, 6, seed=1).requires_grad_()
+    target = (1e3 * teacher).softmax(-1)
+    assert (target == 0).any()
+    for mask in (PADDING, torch.zeros(3, 4)):
+        loss = compat.MaskedKLDivLoss()(logits.log_softmax(-1), target, mask)
+        gradients = torch.autograd.grad(loss, (logits, teacher), retain_graph=True)
+        assert all(x.isfinite().all() for x in (loss, *gradients))
+        if not mask.any():
+            assert loss == 0
+            assert not any(x.any() for x in gradients)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "js"])
+def test_a_divergence_of_padded_dialogues_is_that_of_their_real_rows(direction):
+    student, teacher, labels = rows(3, 4, 6).requires_grad_(), rows(3, 4, 6, seed=1).requires_grad_(), rows(3, 4) > 0
+    real = PADDING.bool()
+    options = {"direction": direction, "teacher_grad": True, "temperature": 2.0}
+    padded = torch.where(real[..., None], student, torch.nan)
+    more = {"labels": labels.long(), "ce_weight": 0.5, "row_weights": rows(3, 4).abs()}
+    for given in ({}, more):
+        actual = compat.masked_kd_divergence(padded, teacher, PADDING, **given, **options)
+        kept = {name: x[real] if isinstance(x, torch.Tensor) else x for name, x in given.items()}
+        wanted = kd_divergence(student[real], teacher[real], **kept, **options)
+        torch.testing.assert_close(actual, wanted)
+        for x, y in zip(grads(actual, student, teacher), grads(wanted, student, teacher), strict=True):
+            torch.testing.assert_close(x, y)
+    each = compat.masked_kd_divergence(student, teacher, PADDING, reduction="none", **options)
+    assert each.shape == (3, 4)
+    assert not each[~real].any()
+    wanted = compat.MaskedKLDivLoss()(
+        (student / 2).flatten(0, 1).log_softmax(-1), (teacher / 2).flatten(0, 1).softmax(-1), PADDING
+    )
+    forward = compat.masked_kd_divergence(student, teacher, PADDING, temperature=2.0, scale_by_t2=False)
+    torch.testing.assert_close(forward, wanted)
+
+
+def grads(value, *leaves):
+    return torch.autograd.grad(value, leaves, retain_graph=True)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize(("pairs", "scale"), [(2, 2.0), (9, 14.0)])
+def test_clip(pairs, scale, normalized):
+    images, texts = rows(pairs, 5), rows(pairs, 5, seed=1)
+    if normalized:
+        images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+    agree(compat.ClipLoss(), published.clip, images, texts, torch.tensor(scale))
+    assert abs(compat.ClipLoss()(images[:1], texts[:1], 10.0)) < 1e-12  # one pair: nothing to tell it from
+    assert set(compat.ClipLoss(rank=0, world_size=1)(images, texts, 10.0, output_dict=True)) == {"contrastive_loss"}
+
+
+X, Y = rows(3, 2), torch.tensor([0, 1, 0])
+COUNTS = torch.ones(6)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: compat.SupContrastLoss(contrast_mode="two"), "contrast_mode: expected 'all' or 'one', got 'two'"),
+        (lambda: compat.SupContrastLoss()(X, Y), "features: expected a tensor of shape"),
+        (lambda: compat.SupContrastLoss()(X[:, None], Y, torch.eye(3)), "mask: expected None where labels are given"),
+        (lambda: compat.SupContrastLoss()(X[:, None], mask=torch.eye(2)), r"mask: expected a tensor of shape \(3, 3\)"),
+        (lambda: compat.SupContrastLoss()(X[:, None], Y[:2]), r"labels: expected a tensor of shape \(3,\)"),
+        (lambda: compat.SupContrastLoss()(X[:, None], Y / 2), "labels: expected a tensor of integers"),
+        (
+            lambda: compat.SampleWeightedFocalContrastiveLoss(1, 2, 1, "DailyDialog", COUNTS, "cpu"),
+            "dataset: expected 'IEMOCAP' or 'MELD', got 'DailyDialog'",
+        ),
+        (
+            lambda: compat.SampleWeightedFocalContrastiveLoss(1, 2, 1, "MELD", COUNTS, "cpu"),
+            "class_counts: expected 7 counts",
+        ),
+        (lambda: compat.MaskedKLDivLoss()(X, X.T, Y), "target: expected"),
+        (lambda: compat.MaskedKLDivLoss()(X, X, Y[:2]), "mask: expected a tensor of 3 elements"),
+        (lambda: compat.masked_kd_divergence(X, X, Y), r"student_logits: expected .* of shape \(B, L, C\)"),
+        (
+            lambda: compat.masked_kd_divergence(X[None], X[None], Y, ce_weight=1.0),
+            "labels: expected a tensor, as ce_weight=1.0",
+        ),
+        (lambda: compat.ClipLoss(world_size=2), "world_size: expected 1"),
+        (lambda: compat.ClipLoss(wrold_size=1), "option: expected 'local_loss' or"),
+        (lambda: compat.ClipLoss()(X, X[:2], 1.0), "text_features: expected"),
+        (lambda: compat.ClipLoss()(X, X, 1.0, logit_bias=1.0), "logit_bias: expected None"),
+    ],
+)
+def test_what_is_refused_in_one_line(call, said):
+    with pytest.raises(ValueError, match=said) as error:
+        call()
+    assert "\n" not in str(error.value)
