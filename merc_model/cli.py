@@ -1,4 +1,4 @@
-"""The command ``merc``: train, evaluate, predict, ablate, convert, info."""
+"""The command ``merc``: train, evaluate, predict, export, ablate, convert, info."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ from merc_model.data.corpus import SPLITS, Corpus
 from merc_model.data.notes import missing_rows, validation_cut
 from merc_model.data.synthetic import synthetic
 from merc_model.errors import UserError
-from merc_model.evaluation import FUSED, Predictions, predict
+from merc_model.evaluation import FUSED, Predictions, answer, predict
+from merc_model.export import SUFFIXES, export, share
 from merc_model.files import write_whole
 from merc_model.run import summarize, train
+from merc_model.stream import answers, lines_of
 
 _MADE_UP = "synthetic data: the figures say that the software works, nothing about people"
 
@@ -104,10 +106,24 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="emotions of one conversation, and its timeline as a picture")
     command.set_defaults(run=_predict)
     command.add_argument("folder", type=Path, metavar="RUN")
-    command.add_argument("conversation", type=Path, metavar="CONVERSATION", help=".npz or .json")
+    command.add_argument("conversation", type=Path, nargs="?", metavar="CONVERSATION", help=".npz or .json")
+    command.add_argument(
+        "--stream", action="store_true", help="answer JSON lines as they come, from CONVERSATION or the standard input"
+    )
     command.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: print, as CSV)")
     command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
     command.add_argument("--device", default="auto", metavar="D")
+
+    command = commands.add_parser("export", help="the whole predictor in one file, or in a folder to share")
+    command.set_defaults(run=_export)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument(
+        "--to",
+        required=True,
+        choices=(*SUFFIXES, "hub"),
+        help="ONNX, a program of torch.export, or a folder with a card",
+    )
+    command.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/predictor.onnx, .pt2, or RUN/hub")
 
     command = commands.add_parser("ablate", help="what each part is worth: one table over rows and seeds")
     command.set_defaults(run=_ablate)
@@ -199,6 +215,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    if options.stream:
+        _stream(options)
+        return
+    if options.conversation is None:
+        raise UserError("CONVERSATION is missing; the standard input is read with --stream alone")
     out: Path | None = options.out
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise UserError(f"--out {out}: expected a name that ends in .csv or .json")
@@ -229,6 +250,31 @@ def _predict(options: argparse.Namespace) -> None:
     arguments = (probabilities, conversation.speakers, model.label_names, conversation.name)
     if report.attempt(report.timeline, picture, *arguments):
         print(f"timeline: {picture}", file=sys.stderr)
+
+
+def _stream(options: argparse.Namespace) -> None:
+    if options.out is not None:
+        raise UserError("--out: --stream answers on the standard output, and draws no timeline")
+    model = load(options.folder, _device(options.device))
+    lines = sys.stdin.buffer if options.conversation is None else lines_of(options.conversation)
+    for row in answers(model, lines, lambda line: print(line, file=sys.stderr, flush=True)):
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def _export(options: argparse.Namespace) -> None:
+    names = {"hub": "hub"} | {to: f"predictor{suffix}" for to, suffix in SUFFIXES.items()}
+    out: Path = options.out or options.folder / names[options.to]
+    if out.exists():
+        raise UserError(f"{out} exists; move it away, or give another --out")
+    model = load(options.folder)
+    if options.to == "hub":
+        share(options.folder, out)
+        print(f"{out}: config.json, model.safetensors, metrics.json and the card README.md")
+    else:
+        difference = export(model, options.to, out)
+        widths = ", ".join(f"{modality} {dim}" for modality, dim in model.dims.items())
+        print(f"{out}: {widths}, speakers, utterance_mask → probabilities of {', '.join(model.label_names)}")
+        print(f"tried on made-up dialogues: at most {difference:.0e} from the model's own probabilities")
 
 
 def _ablate(options: argparse.Namespace) -> None:
@@ -364,17 +410,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def _rows(predictions: Predictions, conversation: Corpus, label_names: list[str]) -> list[dict[str, Any]]:
-    """A row an utterance: its number, speaker, emotion and the probability of each emotion."""
-    probabilities = predictions.probabilities[FUSED].astype(np.float64).round(6)
-    return [
-        {
-            "utterance": number,
-            "speaker": int(conversation.speakers[number - 1]),
-            "emotion": label_names[int(row.argmax())],
-            "probabilities": dict(zip(label_names, row.tolist(), strict=True)),
-        }
-        for number, row in enumerate(probabilities, start=1)
-    ]
+    answered = zip(conversation.speakers.tolist(), predictions.probabilities[FUSED], strict=True)
+    return [answer(number, *row, label_names) for number, row in enumerate(answered, start=1)]
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -79,6 +79,17 @@ def predict(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64], drop
     )
 
 
+def answer(number: int, speaker: int, probabilities: NDArray[np.float32], label_names: Sequence[str]) -> dict[str, Any]:
+    """The row of an utterance: its number, speaker, emotion and the probability of each emotion."""
+    rounded = probabilities.astype(np.float64).round(6).tolist()
+    return {
+        "utterance": number,
+        "speaker": speaker,
+        "emotion": label_names[int(probabilities.argmax())],
+        "probabilities": dict(zip(label_names, rounded, strict=True)),
+    }
+
+
 def metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64], label_names: Sequence[str]) -> dict[str, Any]:
     """Weighted and macro F1, accuracy, unweighted accuracy (UAR), F1 a class and the confusion matrix.
 

@@ -89,7 +89,7 @@ def _read_json(path: Path) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     for modality in MODALITIES:
         if modality in values:
-            arrays[modality] = _rows(path, modality, values[modality])
+            arrays[modality] = read_rows(path, modality, values[modality])
     if "speakers" in values:
         speakers = values["speakers"]
         if not isinstance(speakers, list) or not all(isinstance(name, (str, int)) for name in speakers):
@@ -98,7 +98,8 @@ def _read_json(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _rows(path: Path, modality: str, rows: Any) -> NDArray[np.float64]:
+def read_rows(path: Path | str, modality: str, rows: Any) -> NDArray[np.float64]:
+    """Lists of numbers as a table, NaN rows where one is None; a UserError, which names ``path``, for all else."""
     if not isinstance(rows, list) or not all(row is None or isinstance(row, list) for row in rows):
         raise UserError(f"{path}: {modality}: expected a list with a list of numbers, or null, for each utterance")
     widths = {len(row) for row in rows if row is not None}
