@@ -357,7 +357,7 @@ def _convert(options: argparse.Namespace) -> None:
     if options.out.exists():
         raise UserError(f"{options.out} exists; give another --out")
     first: Path = options.files[0]
-    if first.suffix == ".npz":
+    if first.suffix.lower() == ".npz":
         if options.groups is None or len(options.files) > 1 or options.layout:
             raise UserError(f"{first} is a corpus already; merc convert can only add groups to it, with --groups")
         corpus = Corpus.load(first)
