@@ -1,4 +1,4 @@
-"""The command ``merc``: train, evaluate, predict, ablate, convert, info."""
+"""The command ``merc``: train, evaluate, report, predict, ablate, convert, info."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import merc_kernels
 from merc_model import report
@@ -29,11 +30,13 @@ from merc_model.data.community import LAYOUTS, convert
 from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import SPLITS, Corpus
 from merc_model.data.notes import missing_rows, validation_cut
-from merc_model.data.spoken import read_spoken
+from merc_model.data.spoken import read_spoken, read_words
 from merc_model.data.synthetic import synthetic
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, Predictions, predict
 from merc_model.files import write_whole
+from merc_model.model import MercModel
+from merc_model.pages.run import Judged, run_page
 from merc_model.pages.talk import talk
 from merc_model.run import summarize, train
 
@@ -101,6 +104,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=Path, metavar="CORPUS", help="default: the corpus of the run")
     command.add_argument("--split", choices=SPLITS, default="test")
     command.add_argument("--drop", type=_modalities, default=[], metavar="MODALITIES", help="such as audio,visual")
+    command.add_argument("--device", default="auto", metavar="D")
+
+    command = commands.add_parser(
+        "report", help="a run as a page: figures with intervals, confusion, calibration, errors"
+    )
+    command.set_defaults(run=_report)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--data", type=Path, metavar="CORPUS", help="default: the corpus of the run")
+    command.add_argument("--split", choices=SPLITS, default="test")
+    command.add_argument("--out", type=Path, metavar="FILE.html", help="default: RUN/report.html, which is overwritten")
+    command.add_argument("--force", action="store_true", help="overwrite FILE where it exists")
     command.add_argument("--device", default="auto", metavar="D")
 
     command = commands.add_parser("predict", help="emotions of one conversation, and its timeline as a picture")
@@ -181,10 +195,20 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    model, corpus, dialogues, path = _judged(options)
+    predictions = predict(model, corpus, dialogues, options.drop)
+    without = f", without {' and '.join(options.drop)}" if options.drop else ""
+    print(f"{corpus.name}, {options.split} set{without}" + (f" ({_MADE_UP})" if path is None else ""))
+    _note(corpus, missing_rows(corpus, dialogues))
+    _print_metrics(predictions.metrics(model.label_names))
+
+
+def _judged(options: argparse.Namespace) -> tuple[MercModel, Corpus, NDArray[np.int64], Path | None]:
+    """The model of a run, the corpus it is judged on, the dialogues of the split, and the file of the corpus."""
     folder = RunFolder(options.folder)
     model = load(options.folder, _device(options.device))
     record = folder.record()
-    path = options.data or record.source
+    path: Path | None = options.data or record.source
     corpus = _corpus(path)
     if options.data is None or options.split != "test":
         corpus = _split(corpus, record.config)
@@ -195,11 +219,37 @@ def _evaluate(options: argparse.Namespace) -> None:
     dialogues = corpus.dialogues(options.split)
     if not corpus.class_counts(dialogues).sum():
         raise UserError(f"corpus {corpus.name}: no labelled utterance in split {options.split!r}")
-    predictions = predict(model, corpus, dialogues, options.drop)
-    without = f", without {' and '.join(options.drop)}" if options.drop else ""
-    print(f"{corpus.name}, {options.split} set{without}" + (f" ({_MADE_UP})" if path is None else ""))
-    _note(corpus, missing_rows(corpus, dialogues))
-    _print_metrics(predictions.metrics(model.label_names))
+    return model, corpus, dialogues, path
+
+
+def _report(options: argparse.Namespace) -> None:
+    folder = RunFolder(options.folder)
+    out: Path = options.out or folder.path / "report.html"
+    if options.out is not None and out.suffix.lower() != ".html":
+        raise UserError(f"--out {out}: expected a name that ends in .html")
+    if options.out is not None and out.exists() and not options.force:
+        raise UserError(f"{out} exists; move it away, give another --out, or overwrite it with --force")
+    model, corpus, dialogues, path = _judged(options)
+    record = folder.record()
+    config = record.config
+    judged = Judged(
+        title=f"{folder.path.resolve().name}: {corpus.name}, {options.split} set",
+        facts=[
+            f"{len(dialogues):,} dialogues; seed {record.seed}; "
+            + ", ".join(f"{modality} {dim}" for modality, dim in record.corpus["dims"].items()),
+            *([_MADE_UP] if path is None else []),
+        ],
+        corpus=corpus,
+        dialogues=dialogues,
+        predictions=predict(model, corpus, dialogues),
+        label_names=model.label_names,
+        prototypes=model.prototypes.detach().float().cpu().numpy() if config.fcl and config.elcl else None,
+        history=folder.history(),
+        words=None if path is None else read_words(path, corpus),
+    )
+    data = run_page(judged)
+    write_whole(out, lambda file: file.write(data))
+    print(f"report: {out}")
 
 
 def _predict(options: argparse.Namespace) -> None:
