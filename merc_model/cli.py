@@ -1,8 +1,9 @@
-"""The command ``merc``: train, evaluate, report, predict, ablate, convert, info."""
+"""The command ``merc``: train, evaluate, report, predict, serve, ablate, convert, info."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import itertools
@@ -37,6 +38,7 @@ from merc_model.evaluation import FUSED, Predictions, predict
 from merc_model.files import write_whole
 from merc_model.model import MercModel
 from merc_model.pages.run import Judged, run_page
+from merc_model.pages.server import HOST, Server
 from merc_model.pages.talk import talk
 from merc_model.run import summarize, train
 
@@ -125,6 +127,15 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help=".html (a page), .csv or .json (default: print, as CSV)"
     )
     command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
+    command.add_argument("--device", default="auto", metavar="D")
+
+    command = commands.add_parser(
+        "serve", help="upload conversations in a browser on this machine, and see their pages"
+    )
+    command.set_defaults(run=_serve)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--port", type=int, default=8008, metavar="N", help="default: 8008; 0 for a free one")
+    command.add_argument("--limit", type=int, default=64, metavar="MIB", help="of an upload (default: 64)")
     command.add_argument("--device", default="auto", metavar="D")
 
     command = commands.add_parser("ablate", help="what each part is worth: one table over rows and seeds")
@@ -291,6 +302,24 @@ def _predict(options: argparse.Namespace) -> None:
     arguments = (probabilities, conversation.speakers, model.label_names, conversation.name)
     if report.attempt(report.timeline, picture, *arguments):
         print(f"timeline: {picture}", file=sys.stderr)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    if options.limit < 1:
+        raise UserError(f"--limit: expected at least 1, got {options.limit}")
+    model = load(options.folder, _device(options.device))
+    made = f"Emotions as the model in {options.folder} predicts them; it can be wrong."
+
+    def answer(path: Path, name: str) -> bytes:
+        conversation = read_conversation(path, model.label_names)
+        predictions = predict(model, conversation, conversation.dialogues("test"))
+        spoken = read_spoken(path, conversation)
+        return talk(name, made, predictions.probabilities[FUSED], model.label_names, spoken, None)
+
+    with Server(options.port, f"merc: {options.folder.resolve().name}", answer, options.limit * 2**20) as server:
+        print(f"http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _ablate(options: argparse.Namespace) -> None:
