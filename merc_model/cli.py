@@ -1,8 +1,9 @@
-"""The command ``merc``: train, evaluate, predict, export, ablate, convert, info."""
+"""The command ``merc``: train, evaluate, report, predict, serve, export, ablate, convert, extract, doctor, info."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import itertools
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import merc_kernels
 from merc_model import report
@@ -29,7 +31,7 @@ from merc_model.data.community import LAYOUTS, convert
 from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import SPLITS, Corpus
 from merc_model.data.notes import missing_rows, validation_cut
-from merc_model.data.spoken import read_spoken
+from merc_model.data.spoken import read_spoken, read_words
 from merc_model.data.synthetic import synthetic
 from merc_model.doctor.findings import examine
 from merc_model.errors import UserError
@@ -37,6 +39,9 @@ from merc_model.evaluation import FUSED, Predictions, answer, predict
 from merc_model.export import SUFFIXES, export, share
 from merc_model.extract import command as extraction
 from merc_model.files import write_whole
+from merc_model.model import MercModel
+from merc_model.pages.run import Judged, run_page
+from merc_model.pages.server import HOST, Server
 from merc_model.pages.talk import talk
 from merc_model.ranks import LostRankError, Ranks, joined, number
 from merc_model.run import summarize, train
@@ -112,6 +117,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--drop", type=_modalities, default=[], metavar="MODALITIES", help="such as audio,visual")
     command.add_argument("--device", default="auto", metavar="D")
 
+    command = commands.add_parser(
+        "report", help="a run as a page: figures with intervals, confusion, calibration, errors"
+    )
+    command.set_defaults(run=_report)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--data", type=Path, metavar="CORPUS", help="default: the corpus of the run")
+    command.add_argument("--split", choices=SPLITS, default="test")
+    command.add_argument("--out", type=Path, metavar="FILE.html", help="default: RUN/report.html, which is overwritten")
+    command.add_argument("--force", action="store_true", help="overwrite FILE where it exists")
+    command.add_argument("--device", default="auto", metavar="D")
+
     command = commands.add_parser("predict", help="emotions of one conversation, and its timeline as a picture")
     command.set_defaults(run=_predict)
     command.add_argument("folder", type=Path, metavar="RUN")
@@ -141,6 +157,14 @@ def _parser() -> argparse.ArgumentParser:
         help="ONNX, a program of torch.export, or a folder with a card",
     )
     command.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/predictor.onnx, .pt2, or RUN/hub")
+    command = commands.add_parser(
+        "serve", help="upload conversations in a browser on this machine, and see their pages"
+    )
+    command.set_defaults(run=_serve)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--port", type=int, default=8008, metavar="N", help="default: 8008; 0 for a free one")
+    command.add_argument("--limit", type=int, default=64, metavar="MIB", help="of an upload (default: 64)")
+    command.add_argument("--device", default="auto", metavar="D")
 
     command = commands.add_parser("ablate", help="what each part is worth: one table over rows and seeds")
     command.set_defaults(run=_ablate)
@@ -230,10 +254,20 @@ def _check_new(out: Path) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    model, corpus, dialogues, path = _judged(options)
+    predictions = predict(model, corpus, dialogues, options.drop)
+    without = f", without {' and '.join(options.drop)}" if options.drop else ""
+    print(f"{corpus.name}, {options.split} set{without}" + (f" ({_MADE_UP})" if path is None else ""))
+    _note(corpus, missing_rows(corpus, dialogues))
+    _print_metrics(predictions.metrics(model.label_names))
+
+
+def _judged(options: argparse.Namespace) -> tuple[MercModel, Corpus, NDArray[np.int64], Path | None]:
+    """The model of a run, the corpus it is judged on, the dialogues of the split, and the file of the corpus."""
     folder = RunFolder(options.folder)
     model = load(options.folder, _device(options.device))
     record = folder.record()
-    path = options.data or record.source
+    path: Path | None = options.data or record.source
     corpus = _corpus(path)
     if options.data is None or options.split != "test":
         corpus = _split(corpus, record.config)
@@ -245,11 +279,37 @@ def _evaluate(options: argparse.Namespace) -> None:
     dialogues = corpus.dialogues(options.split)
     if not corpus.class_counts(dialogues).sum():
         raise UserError(f"corpus {corpus.name}: no labelled utterance in split {options.split!r}")
-    predictions = predict(model, corpus, dialogues, options.drop)
-    without = f", without {' and '.join(options.drop)}" if options.drop else ""
-    print(f"{corpus.name}, {options.split} set{without}" + (f" ({_MADE_UP})" if path is None else ""))
-    _note(corpus, missing_rows(corpus, dialogues))
-    _print_metrics(predictions.metrics(model.label_names))
+    return model, corpus, dialogues, path
+
+
+def _report(options: argparse.Namespace) -> None:
+    folder = RunFolder(options.folder)
+    out: Path = options.out or folder.path / "report.html"
+    if options.out is not None and out.suffix.lower() != ".html":
+        raise UserError(f"--out {out}: expected a name that ends in .html")
+    if options.out is not None and out.exists() and not options.force:
+        raise UserError(f"{out} exists; move it away, give another --out, or overwrite it with --force")
+    model, corpus, dialogues, path = _judged(options)
+    record = folder.record()
+    config = record.config
+    judged = Judged(
+        title=f"{folder.path.resolve().name}: {corpus.name}, {options.split} set",
+        facts=[
+            f"{len(dialogues):,} dialogues; seed {record.seed}; "
+            + ", ".join(f"{modality} {dim}" for modality, dim in record.corpus["dims"].items()),
+            *([_MADE_UP] if path is None else []),
+        ],
+        corpus=corpus,
+        dialogues=dialogues,
+        predictions=predict(model, corpus, dialogues),
+        label_names=model.label_names,
+        prototypes=model.prototypes.detach().float().cpu().numpy() if config.fcl and config.elcl else None,
+        history=folder.history(),
+        words=None if path is None else read_words(path, corpus),
+    )
+    data = run_page(judged)
+    write_whole(out, lambda file: file.write(data))
+    print(f"report: {out}")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -327,6 +387,22 @@ def _export(options: argparse.Namespace) -> None:
         widths = ", ".join(f"{modality} {dim}" for modality, dim in model.dims.items())
         print(f"{out}: {widths}, speakers, utterance_mask → probabilities of {', '.join(model.label_names)}")
         print(f"tried on made-up dialogues: at most {difference:.0e} from the model's own probabilities")
+def _serve(options: argparse.Namespace) -> None:
+    if options.limit < 1:
+        raise UserError(f"--limit: expected at least 1, got {options.limit}")
+    model = load(options.folder, _device(options.device))
+    made = f"Emotions as the model in {options.folder} predicts them; it can be wrong."
+
+    def answer(path: Path, name: str) -> bytes:
+        conversation = read_conversation(path, model.label_names)
+        predictions = predict(model, conversation, conversation.dialogues("test"))
+        spoken = read_spoken(path, conversation)
+        return talk(name, made, predictions.probabilities[FUSED], model.label_names, spoken, None)
+
+    with Server(options.port, f"merc: {options.folder.resolve().name}", answer, options.limit * 2**20) as server:
+        print(f"http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _ablate(options: argparse.Namespace) -> None:
