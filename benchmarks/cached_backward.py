@@ -20,8 +20,8 @@ from benchmarks.tables import mebibytes, number
 from merc_kernels import FocalContrastiveLoss, cached_backward
 
 FILE = RESULTS / "cached_backward.json"
-ROWS, LENGTH, WIDTH, CLASSES = 1024, 32, 128, 6  # sequences of 32 vectors of width 128, six labels
-CHUNKS = (16, 64, 256, 1024)
+ROWS, LENGTH, WIDTH, CLASSES = 512, 16, 64, 6  # sequences of 16 vectors of width 64, six labels
+CHUNKS = (8, 32, 128, 512)
 STEPS = 3
 
 
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, L, D)`` to ``(N, D)``."""

@@ -183,17 +183,17 @@ class _Buffers:
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         modules = {module for encoder in encoders for module in _modules(encoder)}
         buffers = [(m, name, x) for m in modules for name, x in m.named_buffers(recurse=False)]
-        self._before = [(m, name, x, x._version, x.clone()) for m, name, x in buffers]
+        self._before = [(m, name, x, x.clone()) for m, name, x in buffers]
         self._after: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def note_changes(self) -> None:
         """The first pass is done: only what it changed counts from now on."""
-        self._before = [x for x in self._before if x[0].get_buffer(x[1]) is not x[2] or x[2]._version != x[3]]
+        self._before = [x for x in self._before if not torch.equal(x[0].get_buffer(x[1]), x[3])]
         self._after = [(m, name, x := m.get_buffer(name), x.clone()) for m, name, *_ in self._before]
 
     def set_back(self) -> None:
         """As it was before the first pass."""
-        _set([(m, name, x, copied) for m, name, x, _, copied in self._before])
+        _set(self._before)
 
     def set_forth(self) -> None:
         """As the first pass left it."""
