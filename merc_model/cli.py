@@ -387,6 +387,8 @@ def _export(options: argparse.Namespace) -> None:
         widths = ", ".join(f"{modality} {dim}" for modality, dim in model.dims.items())
         print(f"{out}: {widths}, speakers, utterance_mask → probabilities of {', '.join(model.label_names)}")
         print(f"tried on made-up dialogues: at most {difference:.0e} from the model's own probabilities")
+
+
 def _serve(options: argparse.Namespace) -> None:
     if options.limit < 1:
         raise UserError(f"--limit: expected at least 1, got {options.limit}")
