@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from merc_kernels import FocalContrastiveLoss, cached_backward
 
 
-def main(steps: int = 30) -> None:
+def main(steps: int = 100) -> None:
     """Train on pairs: the same points as two instruments see them."""
     torch.manual_seed(0)
     labels = torch.arange(1024) % 64
@@ -31,7 +31,7 @@ def main(steps: int = 30) -> None:
         optimizer.zero_grad()
         value = cached_backward([picture, sound], [pictures[rows], sounds[rows]], loss, chunk_size=128)
         optimizer.step()
-        if step % 10 == 0 or step == steps - 1:
+        if step % 25 == 0 or step == steps - 1:
             print(f"step {step}: loss {value.item():.3f}, temperature {criterion.temperature.item():.4f}")
     nearest = (picture(pictures) @ sound(sounds).T).argmax(-1)
     print(f"accuracy {(labels[nearest] == labels).float().mean():.3f}")

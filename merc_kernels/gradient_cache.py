@@ -43,7 +43,7 @@ def cached_backward(
             mapping of such; or a list of encoders. Give a module as such, not a function around it, for its buffers,
             for `no_sync` of DDP, and for random numbers on a GPU that no input lies on.
         inputs: a tensor; a tuple or list, handed over as arguments; or a mapping, as arguments by keyword; or, for a
-            list of encoders, a list of these. Tensors in it, at any depth, are cut along their first dimension; everything
+            list of encoders, a list of these. Tensors in it, at any depth, are cut along their first dimension; all
             else, and tensors of no dimension, goes to each chunk as it is.
         loss: gives a scalar of what the encoders give of all rows, one argument for each encoder.
         chunk_size: rows that are encoded at a time; a list, where encoders differ.
