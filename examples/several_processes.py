@@ -7,9 +7,10 @@ import os
 
 import torch
 import torch.distributed as dist
-from merc_kernels.distributed import FocalContrastiveLoss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from merc_kernels.distributed import FocalContrastiveLoss
 
 
 def main(steps: int = 30) -> None:
