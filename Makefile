@@ -30,7 +30,7 @@ train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/demo.py runs/demo
+	$(BIN)/python examples/recording/demo.py runs/demo
 
 # A worker a core, up to eight; in the order of the tests, a few at a time, so that what breaks first is seen first.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 4

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted((*FOLDER.glob("*.py"), *FOLDER.glob("multiemo/[ab]*.py")))
 NEEDS = {
     "lightning_module": ["lightning"],
     "hugging_face_trainer": ["transformers", "accelerate"],
@@ -21,6 +22,8 @@ LEARNED = {  # what its last line says, and at least or at most how much
     "memory_bank": (r"step 59: loss ([\d.]+), in the bank 512", 0.0, 2.5),
     "lightning_module": (r"loss ([\d.]+)", 0.0, 1.5),
     "hugging_face_trainer": (r"loss ([\d.]+)", 0.0, 0.5),
+    "before": (r"accuracy ([\d.]+)", 0.9, 1.0),
+    "after": (r"accuracy ([\d.]+)", 0.9, 1.0),
     "several_processes": (r"step 29: loss ([\d.]+)", 0.0, 3.0),
 }
 
@@ -44,3 +47,12 @@ def test_an_example_learns(example, tmp_path):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_under_60_lines(example):
     assert len(example.read_text().splitlines()) < 60
+
+
+def test_an_import_changes_and_no_figure(tmp_path):
+    paths = [FOLDER / "multiemo" / name for name in ("before.py", "after.py")]
+    before, after = (set(path.read_text().partition('"""\n\n')[2].splitlines()) for path in paths)
+    assert before - after == {"from loss import SampleWeightedFocalContrastiveLoss"}
+    assert after - before == {"from merc_kernels.compat import SampleWeightedFocalContrastiveLoss"}
+    commands = [[sys.executable, str(path)] for path in paths]
+    assert len({subprocess.run(c, cwd=tmp_path, capture_output=True, check=True).stdout for c in commands}) == 1

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from merc_model.commands.shown import note
 from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import Corpus
 from merc_model.data.notes import missing_rows
-from merc_model.data.spoken import read_spoken
+from merc_model.data.spoken import Spoken, read_spoken
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, Predictions, answer, predict
 from merc_model.extract import command as extraction
@@ -80,14 +81,7 @@ def _predict(options: argparse.Namespace) -> None:
         picture = _free(picture)
     model = load(options.folder, device_of(options.device))
     notes: list[str] = []
-    settings = RunFolder(options.folder).record().corpus.get("extraction")
-    if options.conversation.suffix.lower() in extraction.TABLES:
-        device = str(device_of(options.device))
-        conversation, spoken = extraction.conversation(options.conversation, settings, model.label_names, device)
-    else:
-        conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
-        spoken = read_spoken(options.conversation, conversation)
-        extraction.refuse_other_features(options.conversation, conversation.extraction, settings)
+    conversation, spoken = _read(options, options.conversation, model.label_names, notes.append)
     predictions = predict(model, conversation, conversation.dialogues("test"))
     notes += missing_rows(conversation, conversation.dialogues("test"))
     lacking = [modality for modality in model.modalities if modality not in conversation.features]
@@ -128,15 +122,40 @@ def _serve(options: argparse.Namespace) -> None:
     made = f"Emotions as the model in {options.folder} predicts them; it can be wrong."
 
     def answer(path: Path, name: str) -> bytes:
-        conversation = read_conversation(path, model.label_names)
+        conversation, spoken = _read(options, path, model.label_names, recordings=False)
         predictions = predict(model, conversation, conversation.dialogues("test"))
-        spoken = read_spoken(path, conversation)
         return talk(name, made, predictions.probabilities[FUSED], model.label_names, spoken, None)
 
-    with Server(options.port, f"merc: {options.folder.resolve().name}", answer, options.limit * 2**20) as server:
+    kinds = (".npz", ".json", *(extraction.TABLES if _settings(options.folder) else ()))
+    title = f"merc: {options.folder.resolve().name}"
+    with Server(options.port, title, answer, kinds, options.limit * 2**20) as server:
         print(f"http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
+
+
+def _settings(run: Path) -> str | None:
+    """How ``merc extract`` made the features that a run was trained on; None where it did not."""
+    settings: str | None = RunFolder(run).record().corpus.get("extraction")
+    return settings
+
+
+def _read(
+    options: argparse.Namespace,
+    path: Path,
+    label_names: list[str],
+    warn: Callable[[str], None] = lambda line: None,
+    *,
+    recordings: bool = True,
+) -> tuple[Corpus, Spoken]:
+    """A conversation, extracted where it is a table, and what people read of it."""
+    settings = _settings(options.folder)
+    if path.suffix.lower() in extraction.TABLES:
+        device = str(device_of(options.device))
+        return extraction.conversation(path, settings, label_names, device, recordings=recordings)
+    conversation = read_conversation(path, label_names, warn=warn)
+    extraction.refuse_other_features(path, conversation.extraction, settings)
+    return conversation, read_spoken(path, conversation)
 
 
 def _free(path: Path) -> Path:

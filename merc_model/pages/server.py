@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +20,6 @@ from merc_model.errors import UserError
 from merc_model.pages.page import heading, page, plain
 
 HOST = "127.0.0.1"
-_KINDS = (".npz", ".json")
 _UNPACKED = 16  # times the limit that an .npz may hold
 _SECONDS = 30.0  # for which a silent sender is waited for
 
@@ -32,29 +31,32 @@ class Server(ThreadingHTTPServer):
         port: where on the loopback interface; 0 for a free one.
         title: of the page with the form.
         answer: a file and the name that the user gave it → its page; a UserError says what is wrong with it.
+        kinds: suffixes of files that it takes.
         limit: bytes of an upload.
     """
 
     daemon_threads = True
 
-    def __init__(self, port: int, title: str, answer: Callable[[Path, str], bytes], limit: int) -> None:
+    def __init__(
+        self, port: int, title: str, answer: Callable[[Path, str], bytes], kinds: Sequence[str], limit: int
+    ) -> None:
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: cannot be used: {getattr(error, 'strerror', None) or error}") from None
-        self.title, self.limit = title, limit
+        self.title, self.kinds, self.limit = title, kinds, limit
         self.names = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
         self._answer, self._one_at_a_time = answer, threading.Lock()
 
     def form(self, problem: str = "") -> bytes:
         """The page to upload from."""
-        kinds = ", ".join(_KINDS)
+        kinds = ", ".join(self.kinds)
         body = [
             heading(self.title),
             f'<main><p role="alert">{plain(problem)}</p>' if problem else "<main>",
             '<form method="post" action="/" enctype="multipart/form-data">',
             f"<p><label>A conversation ({kinds}, up to {self.limit / 2**20:g} MiB) ",
-            f'<input type="file" name="file" accept="{",".join(_KINDS)}" required></label></p>',
+            f'<input type="file" name="file" accept="{",".join(self.kinds)}" required></label></p>',
             '<p><button type="submit">Predict</button></p></form></main>',
         ]
         return page(self.title, "\n".join(body), forms=True)
@@ -62,8 +64,8 @@ class Server(ThreadingHTTPServer):
     def answer(self, name: str, content: bytes) -> bytes:
         """The page of an uploaded file."""
         suffix = Path(name).suffix.lower()
-        if suffix not in _KINDS:
-            raise UserError(f"{name or 'no file'}: expected a name that ends in {' or '.join(_KINDS)}")
+        if suffix not in self.kinds:
+            raise UserError(f"{name or 'no file'}: expected a name that ends in {' or '.join(self.kinds)}")
         with self._one_at_a_time, tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"upload{suffix}"  # the user's name is shown, and names no file
             path.write_bytes(content)

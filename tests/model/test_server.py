@@ -30,7 +30,7 @@ def echo(path: Path, name: str) -> bytes:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server(0, "merc: <run>", echo, LIMIT) as made:
+    with Server(0, "merc: <run>", echo, (".npz", ".json"), LIMIT) as made:
         thread = threading.Thread(target=made.serve_forever, args=(0.05,))
         thread.start()
         yield made
