@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 import merc_kernels
-from merc_model import report
+from merc_model import finetune, report
 from merc_model.ablation import cells, results, rows
 from merc_model.ablation.processes import cores
 from merc_model.checkpoint import Record, RunFolder, load
@@ -241,6 +242,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError(
             f"{path or 'the embedded corpus'} is not what the run was trained on; name the corpus with --data"
         )
+    if record.config.finetune_text:
+        corpus = finetune.retold(folder, record, corpus, _device(options.device))
     extraction.refuse_other_features(path or Path(), corpus.extraction, record.corpus.get("extraction"))
     dialogues = corpus.dialogues(options.split)
     if not corpus.class_counts(dialogues).sum():
@@ -272,13 +275,19 @@ def _predict(options: argparse.Namespace) -> None:
         picture = _free(picture)
     model = load(options.folder, _device(options.device))
     notes: list[str] = []
-    settings = RunFolder(options.folder).record().corpus.get("extraction")
+    folder, record = RunFolder(options.folder), RunFolder(options.folder).record()
+    settings = record.corpus.get("extraction")
     if options.conversation.suffix.lower() in extraction.TABLES:
         device = str(_device(options.device))
+        if record.config.finetune_text:
+            settings = finetune.settings(folder, record).json()
         conversation, spoken = extraction.conversation(options.conversation, settings, model.label_names, device)
     else:
         conversation = read_conversation(options.conversation, model.label_names, warn=notes.append)
         spoken = read_spoken(options.conversation, conversation)
+        if record.config.finetune_text:
+            told = replace(conversation, transcript=np.array(spoken.words), speaker_names=np.array(spoken.speakers))
+            conversation = finetune.retold(folder, record, told, _device(options.device))
         extraction.refuse_other_features(options.conversation, conversation.extraction, settings)
     predictions = predict(model, conversation, conversation.dialogues("test"))
     notes += missing_rows(conversation, conversation.dialogues("test"))
@@ -335,9 +344,12 @@ def _ablate(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"{name}: expected at least 1, got {value}")
     corpus = _corpus(options.data)
+    config = config.changed(parse_settings(options.set))
+    if config.finetune_text:
+        raise UserError("finetune_text: merc ablate compares on features as they are; fine-tune with merc train")
     ablation = cells.Ablation(
         corpus=corpus,
-        config=config.changed(parse_settings(options.set)),
+        config=config,
         rows=rows.chosen(options.rows),
         seeds=options.seeds,
         folds=options.folds,
