@@ -6,6 +6,7 @@ which `merc_model.extract` makes features, so that a run's encoder reads new wor
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -99,33 +100,25 @@ def _train(folder: RunFolder, record: Record, corpus: Corpus, encoder: TextEncod
     config = record.config
     rows = _learnt_from(corpus)
     texts, contexts = read_texts(_utterances(corpus), _settings(None, config))
+    lengths = np.array([len(texts[row]) + len(contexts[row]) for row in rows])
     torch.manual_seed(record.seed)
     model = encoder.model = _prepared(encoder.model.float(), config)
-    head = nn.Linear(encoder.states(["so"], [""]).shape[1], corpus.num_classes).to(device)
+    head = nn.Linear(record.corpus["dims"][TEACHER], corpus.num_classes).to(device)
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": learnt, "lr": config.finetune_learning_rate}, {"params": list(head.parameters())}]
+    groups: list[dict[str, Any]] = [
+        {"params": learnt, "lr": config.finetune_learning_rate},
+        {"params": list(head.parameters())},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
-    steps = config.finetune_epochs * -(-len(rows) // config.finetune_batch)
+    steps = config.finetune_epochs * math.ceil(len(rows) / config.finetune_batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step / steps))
-    parts: dict[str, Any] = {"model": model, "head": head, "optimizer": optimizer, "schedule": schedule}
-    state = folder.read_state(torch.device("cpu"), _STATE)
-    first = 0
-    if state is not None:
-        try:
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            first = int(state["epoch"])
-        except (LookupError, TypeError, ValueError, RuntimeError):
-            raise UserError(
-                f"{folder.path / _STATE}: is damaged, or not of this run; delete it to start anew"
-            ) from None
+    parts = {"model": model, "head": head, "optimizer": optimizer, "schedule": schedule}
     model.train()
-    for epoch in range(first, config.finetune_epochs):
+    for epoch in range(_restored(folder, parts), config.finetune_epochs):
         seed = np.random.SeedSequence((record.seed, epoch)).generate_state(2, np.uint64)
         torch.manual_seed(int(seed[0]))
-        lengths = np.array([len(texts[row]) + len(contexts[row]) for row in rows])
+        total = torch.zeros((), device=device)
         batches = _batches(rows, lengths, config.finetune_batch, np.random.default_rng(seed[1]))
-        losses = 0.0
         for batch in tqdm(batches, desc=f"fine-tuning {epoch + 1}/{config.finetune_epochs}", disable=None):
             labels = torch.from_numpy(corpus.labels[batch]).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -136,13 +129,27 @@ def _train(folder: RunFolder, record: Record, corpus: Corpus, encoder: TextEncod
             nn.utils.clip_grad_norm_([*learnt, *head.parameters()], config.clip_norm)
             optimizer.step()
             schedule.step()
-            losses += float(loss) * len(batch)
-        mean = losses / len(rows)
-        if not np.isfinite(mean):
+            total += loss.detach() * len(batch)
+        mean = float(total) / len(rows)
+        if not math.isfinite(mean):
             raise UserError(f"fine-tuning, epoch {epoch + 1}: the loss is {mean}; lower finetune_learning_rate")
         tqdm.write(f"fine-tuning: epoch {epoch + 1} of {config.finetune_epochs}, loss {mean:.3f}", file=sys.stderr)
         folder.write_state({name: part.state_dict() for name, part in parts.items()} | {"epoch": epoch + 1}, _STATE)
     encoder.model = model.merge_and_unload() if config.finetune_lora else model
+
+
+def _restored(folder: RunFolder, parts: dict[str, Any]) -> int:
+    """The epochs that were done already, whose state the parts then have."""
+    state = folder.read_state(torch.device("cpu"), _STATE)
+    if state is None:
+        return 0
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return int(state["epoch"])
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
+        path = folder.path / _STATE
+        raise UserError(f"{path}: is damaged, or not of this run; delete it to start anew") from None
 
 
 def _prepared(model: Any, config: Config) -> Any:
@@ -194,7 +201,8 @@ def _learnt_from(corpus: Corpus) -> NDArray[np.int64]:
     """The labelled training utterances with words."""
     assert corpus.transcript is not None
     rows = corpus.rows(corpus.dialogues("train"))
-    return rows[(corpus.labels[rows] != IGNORE_INDEX) & (corpus.transcript[rows] != "")]
+    learnt: NDArray[np.int64] = rows[(corpus.labels[rows] != IGNORE_INDEX) & (corpus.transcript[rows] != "")]
+    return learnt
 
 
 def _utterances(corpus: Corpus) -> list[Utterance]:
