@@ -39,9 +39,12 @@ def _ablate(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"{name}: expected at least 1, got {value}")
     corpus = corpus_of(options.data)
+    config = config_of(options)
+    if config.finetune_text:
+        raise UserError("finetune_text: merc ablate compares on features as they are; fine-tune with merc train")
     ablation = cells.Ablation(
         corpus=corpus,
-        config=config_of(options),
+        config=config,
         rows=rows.chosen(options.rows),
         seeds=options.seeds,
         folds=options.folds,

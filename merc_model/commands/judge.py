@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from merc_model import finetune
 from merc_model.checkpoint import RunFolder, load
 from merc_model.commands.given import corpus_of, device_of, with_validation
 from merc_model.commands.shown import MADE_UP, note, print_metrics
@@ -98,6 +99,8 @@ def _judged(options: argparse.Namespace) -> tuple[MercModel, Corpus, NDArray[np.
         raise UserError(
             f"{path or 'the embedded corpus'} is not what the run was trained on; name the corpus with --data"
         )
+    if record.config.finetune_text:
+        corpus = finetune.retold(folder, record, corpus, device_of(options.device))
     extraction.refuse_other_features(path or Path(), corpus.extraction, record.corpus.get("extraction"))
     dialogues = corpus.dialogues(options.split)
     if not corpus.class_counts(dialogues).sum():

@@ -10,10 +10,13 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from merc_model import report
+import numpy as np
+
+from merc_model import finetune, report
 from merc_model.checkpoint import RunFolder, load
 from merc_model.commands.given import device_of
 from merc_model.commands.shown import note
@@ -126,18 +129,16 @@ def _serve(options: argparse.Namespace) -> None:
         predictions = predict(model, conversation, conversation.dialogues("test"))
         return talk(name, made, predictions.probabilities[FUSED], model.label_names, spoken, None)
 
-    kinds = (".npz", ".json", *(extraction.TABLES if _settings(options.folder) else ()))
+    kinds = (
+        ".npz",
+        ".json",
+        *(extraction.TABLES if RunFolder(options.folder).record().corpus.get("extraction") else ()),
+    )
     title = f"merc: {options.folder.resolve().name}"
     with Server(options.port, title, answer, kinds, options.limit * 2**20) as server:
         print(f"http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
-
-
-def _settings(run: Path) -> str | None:
-    """How ``merc extract`` made the features that a run was trained on; None where it did not."""
-    settings: str | None = RunFolder(run).record().corpus.get("extraction")
-    return settings
 
 
 def _read(
@@ -149,13 +150,20 @@ def _read(
     recordings: bool = True,
 ) -> tuple[Corpus, Spoken]:
     """A conversation, extracted where it is a table, and what people read of it."""
-    settings = _settings(options.folder)
+    folder, device = RunFolder(options.folder), device_of(options.device)
+    record = folder.record()
+    settings = record.corpus.get("extraction")
     if path.suffix.lower() in extraction.TABLES:
-        device = str(device_of(options.device))
-        return extraction.conversation(path, settings, label_names, device, recordings=recordings)
+        if record.config.finetune_text:
+            settings = finetune.settings(folder, record).json()
+        return extraction.conversation(path, settings, label_names, str(device), recordings=recordings)
     conversation = read_conversation(path, label_names, warn=warn)
+    spoken = read_spoken(path, conversation)
+    if record.config.finetune_text:
+        told = replace(conversation, transcript=np.array(spoken.words), speaker_names=np.array(spoken.speakers))
+        conversation = finetune.retold(folder, record, told, device)
     extraction.refuse_other_features(path, conversation.extraction, settings)
-    return conversation, read_spoken(path, conversation)
+    return conversation, spoken
 
 
 def _free(path: Path) -> Path:
