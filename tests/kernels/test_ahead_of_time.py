@@ -4,7 +4,7 @@ It takes every iterator ``*_configurations`` of tests.kernels.ahead_of_time: an 
 default it compiles of each kernel, and of each set of types it is launched with, the last configuration that the
 iterator gives, which should be the one that takes most registers, on two architectures: one with least shared
 memory, and that of the reference machine; on the others, the last configuration of each kernel alone. Every
-configuration is marked full, and so are sm_80 and sm_89: they have the tiles of sm_86, and no less memory.
+configuration is marked full.
 """
 
 import functools
@@ -104,9 +104,7 @@ class TestCompiles:
             x for x in vars(ahead_of_time) if x.endswith(ending)
         }
 
-    @pytest.mark.parametrize(
-        "architecture", [x if x not in (80, 89) else pytest.param(x, marks=pytest.mark.full) for x in SHARED_MEMORY]
-    )
+    @pytest.mark.parametrize("architecture", SHARED_MEMORY)
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_representatives(self, operator, architecture):
         positions = representatives(operator, architecture)
