@@ -154,6 +154,7 @@ def _restored(folder: RunFolder, parts: dict[str, Any]) -> int:
 
 def _prepared(model: Any, config: Config) -> Any:
     """The encoder as it is trained: with adapters, with activations that are not kept."""
+    whole = model
     if config.finetune_lora:
         peft = _peft()
         model = peft.get_peft_model(
@@ -161,7 +162,8 @@ def _prepared(model: Any, config: Config) -> Any:
             peft.LoraConfig(r=config.finetune_lora, lora_alpha=2 * config.finetune_lora, target_modules="all-linear"),
         )
     if config.finetune_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(whole, "activation_checkpointing_enable", None) or whole.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model
 
 

@@ -54,12 +54,13 @@ def train(
     if record.config.finetune_text:
         if ranks.count > 1:
             raise UserError("finetune_text: trains on one process; start merc train without torchrun")
-        record = finetune.recorded(record, corpus)
+        if resume:
+            folder.remove_if_empty()
         if not (resume and folder.path.exists()):
-            folder.create(record)
+            folder.create(finetune.recorded(record, corpus))
             resume = True
         check_same(folder, record)
-        corpus = finetune.tuned(folder, record, corpus, device)
+        corpus = finetune.tuned(folder, folder.record(), corpus, device)
     training = Training(corpus, record.config, record.seed, device, ranks)
     metrics, state = ranks.of_first(lambda: _begin(folder, record, corpus, device, resume))
     if metrics is not None:

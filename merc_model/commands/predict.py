@@ -112,6 +112,8 @@ def _predict(options: argparse.Namespace) -> None:
 def _stream(options: argparse.Namespace) -> None:
     if options.out is not None:
         raise UserError("--out: --stream answers on the standard output, and draws no timeline")
+    if RunFolder(options.folder).record().config.finetune_text:
+        raise UserError("--stream reads features, but the run makes those of text from words; give it a CONVERSATION")
     model = load(options.folder, device_of(options.device))
     lines = sys.stdin.buffer if options.conversation is None else lines_of(options.conversation)
     for row in answers(model, lines, lambda line: print(line, file=sys.stderr, flush=True)):

@@ -55,7 +55,7 @@ def weights(folder: Path) -> dict[str, Any]:
 
 def test_words_are_learnt_from(encoder: Path, tmp_path: Path) -> None:
     corpus = spoken(encoder)
-    metrics = tuned(tmp_path / "run", corpus, finetune_epochs=20)
+    metrics = tuned(tmp_path / "run", corpus, finetune_epochs=20, finetune_batch=4, epochs=20, learning_rate=0.01)
     assert metrics["heads"]["text"]["test"]["accuracy"] > 0.9
     before, after = weights(encoder), weights(tmp_path / "run" / "encoder")
     assert any((before[name] != after[name]).any() for name in before)
@@ -154,10 +154,15 @@ def test_the_command_line(encoder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "by-csv.csv").read_text() == (tmp_path / "by-json.csv").read_text()
 
     (tmp_path / "talk.json").write_text(json.dumps(values))
+    capsys.readouterr()
     line = failure(["predict", str(run), str(tmp_path / "talk.json")], capsys)
     assert "has no transcript, and the run reads text with an encoder of its own" in line
     assert "merc ablate" in failure(["ablate", "--data", str(data), "--set", "finetune_text=true"], capsys)
+    assert "--stream reads features" in failure(["predict", str(run), "--stream"], capsys)
+    capsys.readouterr()
+    assert main([*command, "--out", str(run), "--resume"]) == 0  # without the encoder it began with
     shutil.rmtree(run / "encoder")
+    capsys.readouterr()
     assert "is not there: the text encoder" in failure(["evaluate", str(run)], capsys)
 
 
