@@ -8,7 +8,7 @@
 # make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, ceilings, twelve cases, goal
 #                  cells, tiles, profile, compute-sanitizer; PART=2: all GPU tests, benchmarks; nine minutes each;
 #                  results go to RESULTS (benchmarks/results)
-# make docs        the figure and the tables of README and docs, from benchmarks/results
+# make docs        figure and tables of README and docs, from benchmarks/results; the documents as a site, in build/site
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #
 # Everything but make gpu is installed into .venv, once; again when pyproject.toml, setup.py, csrc or TORCH changes. An
@@ -52,6 +52,8 @@ gpu: # installs nothing
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report --write
+	$(PIP) "mkdocs-material>=9.5,<10"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 check: lint types imports abi
 
