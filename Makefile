@@ -2,7 +2,7 @@
 # make demo        a written script to recordings, a model trained on them, a page with its predictions; two minutes
 # make test        set up, run the tests that need no GPU
 # make test-full   the same with the whole grids
-# make check       ruff, clang-format, mypy, import-linter
+# make check       ruff, clang-format, mypy, import-linter, torch-abi-audit
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
 # make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, ceilings, twelve cases, goal
@@ -24,13 +24,13 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .NOTPARALLEL: # one environment, so one thing at a time
-.PHONY: train demo test test-full check lint types imports bench bench-quick gpu docs clean FORCE
+.PHONY: train demo test test-full check lint types imports abi bench bench-quick gpu docs clean FORCE
 
 train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/demo.py runs/demo
+	$(BIN)/python examples/recording/demo.py runs/demo
 
 # A worker a core, up to eight; in the order of the tests, a few at a time, so that what breaks first is seen first.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 4
@@ -53,7 +53,7 @@ gpu: # installs nothing
 docs: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report --write
 
-check: lint types imports
+check: lint types imports abi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -65,6 +65,9 @@ types: $(VENV)/.dev
 
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
+
+abi: $(VENV)/.dev # of the extension module, where there is one
+	@for module in $(wildcard merc_kernels/_C*.so); do $(BIN)/torch-abi-audit --check torch $$module; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 
 import torch
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from merc_model.errors import UserError
 
