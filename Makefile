@@ -2,6 +2,7 @@
 # make demo        a written script to recordings, a model trained on them, a page with its predictions; two minutes
 # make test        set up, run the tests that need no GPU
 # make test-full   the same with the whole grids
+# make archs       nvcc compiles the CUDA kernels for every GPU that is promised, without spills; three minutes
 # make check       ruff, clang-format, mypy, import-linter, torch-abi-audit
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
@@ -24,7 +25,7 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .NOTPARALLEL: # one environment, so one thing at a time
-.PHONY: train demo test test-full check lint types imports abi bench bench-quick gpu docs clean FORCE
+.PHONY: train demo test test-full archs check lint types imports abi bench bench-quick gpu docs clean FORCE
 
 train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
@@ -54,6 +55,9 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report --write
 	$(PIP) "mkdocs-material>=9.5,<10"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+archs: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m full tests/kernels/test_cuda_sources.py -k compiles_without_spills
 
 check: lint types imports abi
 
