@@ -2,13 +2,14 @@
 # make demo        a written script to recordings, a model trained on them, a page with its predictions; two minutes
 # make test        set up, run the tests that need no GPU
 # make test-full   the same with the whole grids
-# make check       ruff, clang-format, mypy, import-linter
+# make archs       nvcc compiles the CUDA kernels for every GPU that is promised, without spills; three minutes
+# make check       ruff, clang-format, mypy, import-linter, torch-abi-audit
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
 # make gpu         on a machine with a GPU: build in place with PYTHON and its PyTorch, ceilings, twelve cases, goal
 #                  cells, tiles, profile, compute-sanitizer; PART=2: all GPU tests, benchmarks; nine minutes each;
 #                  results go to RESULTS (benchmarks/results)
-# make docs        the figure and the tables of README and docs, from benchmarks/results; the site, into build/site
+# make docs        figure and tables of README and docs, from benchmarks/results; the documents as a site, in build/site
 # make clean       remove .venv and what builds and checks leave; runs/ stays
 #
 # Everything but make gpu is installed into .venv, once; again when pyproject.toml, setup.py, csrc or TORCH changes. An
@@ -24,13 +25,13 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .NOTPARALLEL: # one environment, so one thing at a time
-.PHONY: train demo test test-full check lint types imports bench bench-quick gpu docs clean FORCE
+.PHONY: train demo test test-full archs check lint types imports abi bench bench-quick gpu docs clean FORCE
 
 train: $(VENV)/.model
 	$(BIN)/merc train --preset synthetic --out runs/synthetic --resume
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/demo.py runs/demo
+	$(BIN)/python examples/recording/demo.py runs/demo
 
 # A worker a core, up to eight; in the order of the tests, a few at a time, so that what breaks first is seen first.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 4
@@ -50,11 +51,15 @@ bench-quick: $(VENV)/.dev
 gpu: # installs nothing
 	$(PYTHON) -m benchmarks.gpu --results $(RESULTS) $(if $(PART),--part $(PART))
 
-docs: $(VENV)/.docs # without --quiet, which hides the warnings from strict
+docs: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report --write
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	$(PIP) "mkdocs-material>=9.5,<10"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-check: lint types imports
+archs: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m full tests/kernels/test_cuda_sources.py -k compiles_without_spills
+
+check: lint types imports abi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -66,6 +71,9 @@ types: $(VENV)/.dev
 
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
+
+abi: $(VENV)/.dev # of the extension module, where there is one
+	@for module in $(wildcard merc_kernels/_C*.so); do $(BIN)/torch-abi-audit --check torch $$module; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -92,9 +100,8 @@ $(VENV)/.torch:
 
 $(VENV)/.model: EXTRA = model
 $(VENV)/.extract: EXTRA = extract
-$(VENV)/.docs: EXTRA = docs
 $(VENV)/.dev: EXTRA = dev
-$(VENV)/.model $(VENV)/.extract $(VENV)/.docs $(VENV)/.dev: pyproject.toml setup.py $(CSRC) $(VENV)/.torch
+$(VENV)/.model $(VENV)/.extract $(VENV)/.dev: pyproject.toml setup.py $(CSRC) $(VENV)/.torch
 	@echo "Installing merc-kdc[$(EXTRA)] ..."
 	@touch $(VENV)/.unfinished
 	@$(PIP) --no-build-isolation --editable ".[$(EXTRA)]"

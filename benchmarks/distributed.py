@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks import results_file
 from merc_kernels import distributed
 
-ROWS, WIDTH, CLASSES = 8192, 256, 7
+ROWS, WIDTH, CLASSES = 16384, 256, 7
 STATS, LABEL = 12, 8  # bytes of a row that are gathered beside its embedding, of float32 and 16 bits
 PREDICTED = {"rows_of_a_rank": 1024, "width": 768, "bytes_of_a_number": 2, "flops": 4e14, "gigabits": 400}
 
@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     measured = [_measured(ranks, options.rows, options.repeats) for ranks in (1, 2, 4)]
-    memory = [_measured(4, rows, 1) for rows in (options.rows, 2 * options.rows, 4 * options.rows)]
+    memory = [_measured(4, rows, 1) for rows in (options.rows // 4, options.rows // 2, options.rows)]
     result = {
         "subject": "distributed",
         "protocol": f"{options.repeats} steps after one to warm up, float32, D = {WIDTH}, {CLASSES} classes, focal ="

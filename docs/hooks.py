@@ -1,36 +1,20 @@
-"""What mkdocs needs for these pages beside its settings: formulas as MathML, and the result files they link to."""
+"""Of the site: result files, which stand outside docs/, go along with the pages that name them."""
 
-import html
-import re
 from pathlib import Path
+from typing import Any
 
-from latex2mathml.converter import convert
-from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).parents[1]
-OUTSIDE = re.compile(r"\]\(\.\./(benchmarks/results/[^)]+)\)")  # a link that GitHub follows out of docs/
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Takes the result files that pages link to into the site."""
-    texts = [page.content_string for page in files.documentation_pages()]
-    for path in sorted({path for text in texts for path in OUTSIDE.findall(text)}):
-        files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
+def on_files(files: Files, config: Any) -> Files:
+    """Add the result files, as results/NAME."""
+    for path in sorted(RESULTS.glob("*.json")):
+        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
     return files
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Links to them where they lie in the site."""
-    return OUTSIDE.sub(r"](\1)", markdown)
-
-
-def on_page_content(content: str, **_: object) -> str:
-    """Writes formulas as MathML, which browsers show without a script."""
-    return FORMULA.sub(_mathml, content)
-
-
-def _mathml(formula: re.Match[str]) -> str:
-    display = "block" if formula[1] == "div" else "inline"
-    return convert(html.unescape(formula[2]).strip(), display=display)
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Links to them, as they hold in the repository, as they hold on the site."""
+    return markdown.replace("](../benchmarks/results/", "](results/")

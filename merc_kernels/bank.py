@@ -21,9 +21,10 @@ class MemoryBank(nn.Module):
     have the label ``ignore_index``, and a row added with that label leaves its slot empty. Nothing waits for the
     device, and a step with it may be compiled or captured as a CUDA graph.
 
-    All state is in buffers. With `torch.distributed` started, each rank adds the rows of all, which must be as many on
-    every rank (fill up with rows of ``ignore_index``): the banks are the same then, as broadcasts of buffers (DDP) and a
-    saved state want it. Call `backward` before the next batch is added: autograd refuses what was overwritten.
+    All state is in buffers. With `torch.distributed` started, each rank adds the rows of all, which must be as many
+    on every rank (fill up with rows of ``ignore_index``): the banks are the same then, as DDP, which broadcasts
+    buffers, and a saved state want it. Call `backward` before the next batch is added: autograd refuses what was
+    overwritten.
 
     Args:
         size: of the bank, at least the rows of a batch (of all ranks together).

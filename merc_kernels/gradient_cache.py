@@ -33,8 +33,8 @@ def cached_backward(
 
         value = cached_backward([image, text], [pixels, tokens], lambda a, b: clip_loss(a, b, labels), chunk_size=64)
 
-    Both passes of a chunk see the same random numbers (torch's on each device in use, Python's and NumPy's), so the same
-    dropout, and the same autocast as the caller. What the loss itself learns (a temperature, prototypes) gets its
+    Both passes of a chunk see the same random numbers (torch's on each device in use, Python's and NumPy's), so the
+    same dropout, and the autocast of the caller. What the loss itself learns (a temperature, prototypes) gets its
     gradient too. Buffers that a module changes as it runs end as after one pass; batch norm, though, normalises each
     chunk by itself. Under DDP the gradients are averaged once, with the last chunk.
 
@@ -42,8 +42,8 @@ def cached_backward(
         encoder: a module or function that gives a tensor of a row for each row of its input, or a tuple, list or
             mapping of such; or a list of encoders. Give a module as such, not a function around it, for its buffers,
             for `no_sync` of DDP, and for random numbers on a GPU that no input lies on.
-        inputs: a tensor; a tuple or list, handed over as arguments; or a mapping, as arguments by keyword; or, of a list
-            of encoders, a list of these. Tensors in it, at any depth, are cut along their first dimension; everything
+        inputs: a tensor; a tuple or list, handed over as arguments; or a mapping, as arguments by keyword; or, for a
+            list of encoders, a list of these. Tensors in it, at any depth, are cut along their first dimension; all
             else, and tensors of no dimension, goes to each chunk as it is.
         loss: gives a scalar of what the encoders give of all rows, one argument for each encoder.
         chunk_size: rows that are encoded at a time; a list, where encoders differ.
@@ -54,8 +54,8 @@ def cached_backward(
 
     Raises:
         ValueError: a ``chunk_size`` below 1, inputs without a tensor or of different lengths or that need a gradient
-            through a graph of their own, an encoder that gives no row for each row, a loss that is no scalar or needs no
-            gradient.
+            through a graph of their own, an encoder that gives no row for each row, a loss that is no scalar or needs
+            no gradient.
     """
     several = isinstance(encoder, (list, tuple, nn.ModuleList))
     encoders: Sequence[Encoder] = list(encoder) if several else [encoder]  # type: ignore[arg-type, list-item]
@@ -145,7 +145,7 @@ class _Tower:
 
 
 class _RandomState:
-    """Where the random numbers stand: torch's on the CPU and on each of ``devices``, Python's, and NumPy's if in use."""
+    """Where the random numbers stand: torch's on the CPU and ``devices``, Python's, and NumPy's if it is in use."""
 
     def __init__(self, devices: set[torch.device]) -> None:
         self._torch = torch.get_rng_state()
@@ -178,22 +178,22 @@ def _place(device: torch.device) -> tuple[torch.device, ...]:
 
 
 class _Buffers:
-    """What the encoders keep in buffers: the second pass begins with what the first found, and ends with what it left."""
+    """What the encoders keep in buffers: the second pass begins with what the first found, and leaves what it left."""
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         modules = {module for encoder in encoders for module in _modules(encoder)}
         buffers = [(m, name, x) for m in modules for name, x in m.named_buffers(recurse=False)]
-        self._before = [(m, name, x, x._version, x.clone()) for m, name, x in buffers]
+        self._before = [(m, name, x, x.clone()) for m, name, x in buffers]
         self._after: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def note_changes(self) -> None:
         """The first pass is done: only what it changed counts from now on."""
-        self._before = [x for x in self._before if x[0].get_buffer(x[1]) is not x[2] or x[2]._version != x[3]]
+        self._before = [x for x in self._before if not torch.equal(x[0].get_buffer(x[1]), x[3])]
         self._after = [(m, name, x := m.get_buffer(name), x.clone()) for m, name, *_ in self._before]
 
     def set_back(self) -> None:
         """As it was before the first pass."""
-        _set([(m, name, x, copied) for m, name, x, _, copied in self._before])
+        _set(self._before)
 
     def set_forth(self) -> None:
         """As the first pass left it."""

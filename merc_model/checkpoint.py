@@ -5,6 +5,9 @@ model.safetensors  the weights, each feature's mean and sd under ``features.<mod
 history.jsonl      a row an epoch
 metrics.json       written last but for the pictures: a folder that has it is a finished run
 resume.pt          the trainer's state, there only until the run is finished
+encoder/           the fine-tuned text encoder of a run with finetune_text, as transformers saves it
+finetune.pt        the state of fine-tuning, there only until the encoder is
+text.cache         the encoder's features of the corpus
 """
 
 from __future__ import annotations
@@ -176,15 +179,15 @@ class RunFolder:
         text = "".join(json.dumps(row) + "\n" for row in history)
         write_whole(self.path / "history.jsonl", lambda file: file.write(text.encode()))
 
-    def write_state(self, state: dict[str, Any]) -> None:
-        """resume.pt."""
+    def write_state(self, state: dict[str, Any], name: str = "resume.pt") -> None:
+        """resume.pt, or another state."""
         buffer = io.BytesIO()  # torch.save to a file on a full disk raises what is no OSError
         torch.save(state, buffer)
-        write_whole(self.path / "resume.pt", lambda file: file.write(buffer.getbuffer()))
+        write_whole(self.path / name, lambda file: file.write(buffer.getbuffer()))
 
-    def read_state(self, device: torch.device) -> dict[str, Any] | None:
-        """resume.pt, or None where nothing was saved yet."""
-        path = self.path / "resume.pt"
+    def read_state(self, device: torch.device, name: str = "resume.pt") -> dict[str, Any] | None:
+        """resume.pt or another state, or None where nothing was saved yet."""
+        path = self.path / name
         if not path.exists():
             return None
         try:

@@ -81,6 +81,16 @@ class Config:
         select_on: which epoch is kept: the ``last``, and then no validation set is cut off where a corpus has
             none; or the best on ``valid``, or on ``test``, for comparison with papers that did so.
         validation_fraction: share of the training dialogues cut off under ``valid`` where a corpus has no such set.
+        finetune_text: first fine-tune a text encoder on the words of the training dialogues; its features, frozen,
+            take the place of the corpus's own (``merc train`` alone).
+        finetune_encoder: which, by name or folder; empty: the one that the corpus was extracted with.
+        finetune_context: utterances before it, each with its speaker, that the encoder sees.
+        finetune_epochs: of fine-tuning.
+        finetune_batch: utterances per batch.
+        finetune_learning_rate: of the encoder; its linear head has learning_rate.
+        finetune_lora: rank of low-rank adapters that are learnt (LoRA, with peft) instead of the encoder's own weights;
+            0: the weights.
+        finetune_checkpointing: compute activations again in the backward pass, which needs less memory and more time.
     """
 
     hidden_dim: int = 128
@@ -130,6 +140,14 @@ class Config:
     prototype_anchors: bool = False
     select_on: Literal["last", "valid", "test"] = "last"
     validation_fraction: float = 0.15
+    finetune_text: bool = False
+    finetune_encoder: str = ""
+    finetune_context: int = 4
+    finetune_epochs: int = 3
+    finetune_batch: int = 16
+    finetune_learning_rate: float = 2e-5
+    finetune_lora: int = 0
+    finetune_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -153,6 +171,7 @@ _POSITIVE = {
     *("hidden_dim", "layers", "heads", "projection_dim", "epochs", "batch_dialogues"),
     *("learning_rate", "clip_norm", "linear_penalty", "memory_temperature", "kd_temperature", "kd_warmup"),
     *("feature_kd_temperature", "fcl_temperature"),
+    *("finetune_epochs", "finetune_batch", "finetune_learning_rate"),
 }
 _BELOW_ONE = {
     *("dropout", "feature_dropout", "warmup", "average_decay", "label_smoothing", "modality_dropout"),
@@ -167,6 +186,8 @@ def _problem(name: str, value: object, hint: Any) -> str | None:
     """What is wrong with a field's value, in words, or None."""
     if get_origin(hint) is Literal:
         return None if value in get_args(hint) else f"expected one of {', '.join(get_args(hint))}, got {value!r}"
+    if hint is str:
+        return None if isinstance(value, str) else f"expected a text, got {value!r}"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = isinstance(value, bool) if hint is bool else number and (hint is float or isinstance(value, int))
     if not fits:

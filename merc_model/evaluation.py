@@ -17,6 +17,7 @@ from merc_model.config import IGNORE_INDEX
 from merc_model.data.batch import batches
 from merc_model.data.corpus import Corpus
 from merc_model.data.outliers import refuse_outliers
+from merc_model.encoders import Standardize
 from merc_model.errors import UserError
 from merc_model.model import MercModel
 
@@ -135,6 +136,10 @@ def check_features(model: MercModel, corpus: Corpus, dialogues: NDArray[np.int64
         raise UserError("cannot drop every modality of the corpus: nothing would be left to predict from")
     for modality in corpus.features:
         if modality not in drop:
-            statistics = model.standardize(modality)
-            mean, sd = statistics.mean.double().cpu().numpy(), statistics.sd.double().cpu().numpy()
-            refuse_outliers(corpus, modality, corpus.rows(dialogues), mean, sd)
+            check_rows(model.standardize(modality), corpus, modality, corpus.rows(dialogues))
+
+
+def check_rows(standardize: Standardize, corpus: Corpus, modality: str, rows: NDArray[np.int64]) -> None:
+    """A UserError naming a value of these rows that is absurdly far from the training rows."""
+    mean, sd = (values.double().cpu().numpy() for values in (standardize.mean, standardize.sd))
+    refuse_outliers(corpus, modality, rows, mean, sd)

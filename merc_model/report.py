@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,27 +19,31 @@ from merc_model.errors import UserError
 from merc_model.evaluation import Predictions
 from merc_model.files import write_whole
 from merc_model.fonts import drawable
+from merc_model.uncertainty import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Target = Path | IO[bytes]  # a PNG in a file, an SVG in a stream
 
 _SPEAKER_HEIGHT = 0.5
 _MOST_INCHES = 60.0  # of a side; at 110 dots each, a tenth of what the renderer takes
 
 
-def attempt(draw: Callable[..., None], path: Path, *arguments: Any) -> bool:
+def attempt(draw: Callable[..., None], path: Target, *arguments: Any) -> bool:
     """Draw a picture at ``path``; where that fails, a warning, because the figures stand without it."""
     try:
         draw(path, *arguments)
     except Exception as error:  # a font, the disk, the memory, no matplotlib: none is worth the run
         lines = str(error).splitlines() or [""]
-        reason = lines[0] if isinstance(error, UserError) else f"{path}: {type(error).__name__}: {lines[0]}"
+        where = f"{path}: " if isinstance(path, Path) else ""
+        reason = lines[0] if isinstance(error, UserError) else f"{where}{type(error).__name__}: {lines[0]}"
         tqdm.write(f"warning: a picture was not drawn: {reason}", file=sys.stderr)
         return False
     return True
 
 
-def confusion(path: Path, counts: Sequence[Sequence[int]], label_names: Sequence[str], title: str) -> None:
+def confusion(path: Target, counts: Sequence[Sequence[int]], label_names: Sequence[str], title: str) -> None:
     """A confusion matrix (C, C), rows as shares of the true class, with the counts written in."""
     table = np.asarray(counts, dtype=float)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -56,7 +60,7 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], label_names: Sequence
         _save(figure, path)
 
 
-def curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
+def curves(path: Target, history: Sequence[dict[str, Any]], title: str) -> None:
     """The losses over the epochs and, where the epoch was chosen on a set, its weighted F1."""
     chosen = [name for name in history[0] if name.endswith("weighted_f1")]
     losses = [name for name in history[0] if name == "loss" or name.endswith("_loss")]
@@ -75,7 +79,7 @@ def curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
 
 
 def embeddings(
-    path: Path,
+    path: Target,
     predictions: Predictions,
     prototypes: NDArray[np.float32] | None,
     label_names: Sequence[str],
@@ -95,7 +99,7 @@ def embeddings(
     with drawable(title, *label_names) as (title, *label_names):
         figure = _figure(8, 6)
         shown = "embeddings" if prototypes is None else "embeddings and label prototypes"
-        axes = figure.add_subplot(title=f"{title}: {shown}")
+        axes = figure.add_subplot(title=f"{title}: {shown}" if title else "")
         handles = []
         for index, colour in enumerate(_colours(len(label_names))):
             members = np.flatnonzero(predictions.labels == index)
@@ -109,8 +113,18 @@ def embeddings(
         _save(figure, path)
 
 
+def reliability(path: Target, found: Calibration) -> None:
+    """How often the model is right over how sure it is; a dot is as large as its bin is full."""
+    figure = _figure(5, 4.5)
+    axes = figure.add_subplot(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
+    axes.plot(found.confidence, found.accuracy, color="tab:blue", linewidth=1)
+    axes.scatter(found.confidence, found.accuracy, s=20 + 200 * found.counts / found.counts.max(), color="tab:blue")
+    _save(figure, path)
+
+
 def timeline(
-    path: Path,
+    path: Target,
     probabilities: NDArray[np.float32],
     speakers: NDArray[np.int64],
     label_names: Sequence[str],
@@ -152,7 +166,7 @@ def timeline(
         _save(figure, path)
 
 
-def scores(path: Path, titles: Sequence[str], values: dict[str, list[list[float]]], title: str) -> None:
+def scores(path: Target, titles: Sequence[str], values: dict[str, list[list[float]]], title: str) -> None:
     """Several ways of predicting, one below the other: a dot a seed, and a line at the mean.
 
     Args:
@@ -202,5 +216,8 @@ def _colours(count: int) -> list[Any]:
     ]
 
 
-def _save(figure: Figure, path: Path) -> None:
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
+def _save(figure: Figure, path: Target) -> None:
+    if isinstance(path, Path):
+        write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    else:
+        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from merc_model import report
+from merc_model import finetune, report
 from merc_model.checkpoint import Record, RunFolder, environment
 from merc_model.config import Config
 from merc_model.data.corpus import Corpus
@@ -51,6 +51,16 @@ def train(
         UserError: an existing folder without ``resume``; a resumed run with another corpus, seed or configuration.
     """
     ranks = ranks or Ranks()
+    if record.config.finetune_text:
+        if ranks.count > 1:
+            raise UserError("finetune_text: trains on one process; start merc train without torchrun")
+        if resume:
+            folder.remove_if_empty()
+        if not (resume and folder.path.exists()):
+            folder.create(finetune.recorded(record, corpus))
+            resume = True
+        check_same(folder, record)
+        corpus = finetune.tuned(folder, folder.record(), corpus, device)
     training = Training(corpus, record.config, record.seed, device, ranks)
     metrics, state = ranks.of_first(lambda: _begin(folder, record, corpus, device, resume))
     if metrics is not None:

@@ -23,6 +23,7 @@ from merc_model.data.arrays import worst_column
 from merc_model.data.batch import Batch, alike_in_length, batches, collate
 from merc_model.data.corpus import Corpus
 from merc_model.data.outliers import refuse_outliers, typical
+from merc_model.encoders import Standardize
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, check_features, predict
 from merc_model.model import MercModel
@@ -33,6 +34,18 @@ from merc_model.size import build
 _SECONDS_BETWEEN_LINES = 30.0
 
 State = dict[str, Any]
+
+
+def fit_training_rows(standardize: Standardize, corpus: Corpus, modality: str) -> None:
+    """Give ``standardize`` the statistics of the training rows; a UserError where these are missing, or absurd."""
+    places = corpus.rows(corpus.dialogues("train"))
+    rows = corpus.features[modality][places]
+    known = rows[~np.isnan(rows).any(axis=1)]
+    if not len(known):
+        why = worst_column(rows)
+        raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row{why}; leave it out")
+    refuse_outliers(corpus, modality, places, *typical(known))
+    standardize.fit(torch.from_numpy(rows))
 
 
 class Training:
@@ -68,14 +81,8 @@ class Training:
                 raise UserError(f"corpus {corpus.name}: no labelled utterance in split {split!r}, {purpose}")
         torch.manual_seed(seed)
         self.model = build(corpus.dims, corpus.label_names.tolist(), config, device, copies=6)
-        training_rows = corpus.rows(self.dialogues["train"])
         for modality in self.model.modalities:
-            rows = torch.from_numpy(corpus.features[modality][training_rows])
-            if rows.isnan().any(dim=1).all():
-                why = worst_column(corpus.features[modality][training_rows])
-                raise UserError(f"corpus {corpus.name}: {modality} is missing in every training row{why}; leave it out")
-            refuse_outliers(corpus, modality, training_rows, *typical(rows[~rows.isnan().any(dim=1)].numpy()))
-            self.model.standardize(modality).fit(rows)
+            fit_training_rows(self.model.standardize(modality), corpus, modality)
         check_features(self.model, corpus, np.arange(len(corpus.split)))
         for batch in batches(corpus, self.dialogues["train"], 16, torch.device("cpu")):
             self.model.remember(batch)

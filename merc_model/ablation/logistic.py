@@ -15,6 +15,7 @@ from merc_model.data.corpus import Corpus
 from merc_model.encoders import Features
 from merc_model.errors import UserError
 from merc_model.linear import around, fitted
+from merc_model.training import fit_training_rows
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -47,7 +48,7 @@ class LogisticBaseline:
         train = corpus.only(corpus.dialogues("train"))
         self._features = {modality: Features(dim, modality != TEACHER) for modality, dim in corpus.dims.items()}
         for modality, features in self._features.items():
-            features.standardize.fit(torch.from_numpy(train.features[modality]))
+            fit_training_rows(features.standardize, train, modality)
         self.window, self.penalty = self._choose(train)
         self._model = _fitted(self._inputs(train, self.window), train.labels, self.penalty)
         self.parameters = int(self._model.coef_.size + self._model.intercept_.size)

@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 
 import torch
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from merc_model.errors import UserError
 
@@ -86,6 +87,7 @@ def _serve(pipe: Connection, work: Callable[[Task], Result]) -> None:
     """Do what comes through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore too, which outlives a process that is killed
     with _one_thread():
         while True:
             try:

@@ -64,6 +64,8 @@ def worst_column(rows: NDArray[Any]) -> str:
 
 
 def _array(name: str, values: Any) -> NDArray[Any]:
+    if np.ma.is_masked(values):  # what lies under a mask would count as known
+        raise UserError(f"{name}: has masked values; fill them first (features with NaN: values.filled(np.nan))")
     try:
         array = np.asarray(values)
     except ValueError:  # rows of different lengths, or None among them

@@ -10,6 +10,7 @@ What the files leave open is settled so:
 - A row of zeros stands for a failed extraction, a row with an infinity for a broken one: both become missing
   (NaN), and their number is told.
 - A label of -1 or -100 is no label.
+- Sentences become the transcript where there is one for every utterance; else there is none.
 - An IEMOCAP dialogue's id begins with its session, Ses01 to Ses05: sessions become groups.
 """
 
@@ -62,6 +63,7 @@ def convert(
             rows = _features({part: fields.pop(part) for part in sources[modality]}, lengths)
             if _mark_missing(rows, modality, warn):
                 features[modality] = rows
+        transcript = _sentences(fields.get("sentences"), lengths)
     except UserError as error:
         raise UserError(f"{', '.join(map(str, files))} ({name}): {error}") from None
     corpus = Corpus(
@@ -73,6 +75,7 @@ def convert(
         dialogue_ids=np.array([str(dialogue) for dialogue in lengths]),
         split=np.array([split[dialogue] for dialogue in lengths]),
         label_names=np.array(dataset.label_names),
+        transcript=transcript,
     )
     if LAYOUTS[name].dataset == "iemocap":
         if all(re.match(r"Ses\d\d", str(dialogue)) for dialogue in lengths):
@@ -155,6 +158,17 @@ def _speakers(speakers: NDArray[Any], dialogue: Any) -> NDArray[np.int64]:
         raise UserError(f"dialogue {dialogue!r}: speakers: expected names, numbers or one-hot rows")
     _, first, inverse = np.unique(speakers, axis=0, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse.ravel()].astype(np.int64)
+
+
+def _sentences(field: Any, lengths: dict[Any, int]) -> NDArray[np.str_] | None:
+    """What is said, where the field has a text for each utterance."""
+    said: list[Any] = []
+    for dialogue, length in lengths.items():
+        texts = field.get(dialogue) if isinstance(field, dict) else None
+        if not isinstance(texts, list | tuple | np.ndarray) or len(texts) != length:
+            return None
+        said += texts
+    return np.array(said) if any(said) and all(isinstance(text, str) for text in said) else None
 
 
 def _features(parts: dict[str, dict[Any, NDArray[Any]]], lengths: dict[Any, int]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merc_model.data.conversation import read_file
-from merc_model.data.corpus import Corpus
+from merc_model.data.corpus import Corpus, read_arrays
 from merc_model.errors import UserError
 
 
@@ -64,6 +64,12 @@ def read_spoken(path: Path, conversation: Corpus) -> Spoken:
         ends=ends,
         media=[path.parent / name if name else None for name in _texts(path, arrays, "media", length)],
     )
+
+
+def read_words(path: Path, corpus: Corpus) -> list[str] | None:
+    """The transcript in the file of a corpus, or None."""
+    arrays = read_arrays(path)
+    return _texts(path, arrays, "transcript", len(corpus.labels)) if "transcript" in arrays else None
 
 
 def _texts(path: Path, arrays: dict[str, NDArray[Any]], name: str, length: int) -> list[str]:

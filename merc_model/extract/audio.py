@@ -14,7 +14,7 @@ from merc_model.extract import pretrained
 PROSODY = "prosody"
 RATE = 16_000  # of the measures; an encoder has its own
 _FRAME, _HOP = 1024, 256
-_PIECE = 30.0  # seconds; longer utterances are encoded in pieces, as memory grows with the square of the length
+_PIECE = 30.0  # seconds
 
 
 def prosody(samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -53,6 +53,11 @@ def prosody(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.array(values, np.float32)
 
 
+def pieces(samples: NDArray[np.float32], rate: int) -> list[NDArray[np.float32]]:
+    """An utterance in parts of at most 30 s: memory grows with the square of the length, and Whisper ends there."""
+    return np.array_split(samples, math.ceil(len(samples) / (_PIECE * rate)))
+
+
 class SpeechEncoder:
     """The hidden states of a speech encoder (wav2vec 2.0, HuBERT, WavLM, Whisper's encoder), their mean over time.
 
@@ -73,8 +78,7 @@ class SpeechEncoder:
     def __call__(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(D,)`` of one utterance."""
         samples = np.pad(samples, (0, max(0, self.rate // 10 - len(samples))))  # what the convolutions need
-        pieces = np.array_split(samples, math.ceil(len(samples) / (_PIECE * self.rate)))
-        hidden = np.concatenate([self._hidden(piece) for piece in pieces])  # [T, D]
+        hidden = np.concatenate([self._hidden(piece) for piece in pieces(samples, self.rate)])  # [T, D]
         row: NDArray[np.float32] = hidden.mean(axis=0)
         return row
 

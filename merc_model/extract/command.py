@@ -91,8 +91,13 @@ def run(options: argparse.Namespace) -> Corpus:
     return corpus
 
 
-def conversation(path: Path, extraction: str | None, label_names: list[str], device: str) -> tuple[Corpus, Spoken]:
-    """The one conversation of a table, with the features a run was trained on, and what people read of it."""
+def conversation(
+    path: Path, extraction: str | None, label_names: list[str], device: str, *, recordings: bool = True
+) -> tuple[Corpus, Spoken]:
+    """The one conversation of a table, with the features a run was trained on, and what people read of it.
+
+    Without ``recordings`` the files that the table names are not opened.
+    """
     if extraction is None:
         raise UserError(f"{path}: the run's corpus was not made by merc extract, so its features cannot be made here")
     settings = Settings.of(extraction)
@@ -102,6 +107,8 @@ def conversation(path: Path, extraction: str | None, label_names: list[str], dev
     utterances = [replace(utterance, label="", split="test") for utterance in read_tables([path])]
     if len({utterance.dialogue for utterance in utterances}) > 1:
         raise UserError(f"{path}: holds several dialogues; give a table with one conversation")
+    if not recordings:
+        utterances = [replace(utterance, media=None) for utterance in utterances]
     work = Work(Cache(Path(":memory:")), device=device, warn=_warn)
     corpus = extract(utterances, settings, work, name=path.stem, label_names=label_names)
     return corpus, _spoken(utterances, corpus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from merc_model.errors import UserError
@@ -23,6 +24,8 @@ def load(what: str, name: str, *classes: str) -> list[Any]:
     except ImportError:
         raise UserError(f"the {what} needs transformers: pip install 'merc-kdc[extract]'") from None
     auto: Any = transformers
+    if not sys.stderr.isatty():
+        auto.utils.logging.disable_progress_bar()
     try:
         return [getattr(auto, each).from_pretrained(name) for each in classes]
     except Exception as error:  # a hub, a network, a folder and a format can fail in any way

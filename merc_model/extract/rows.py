@@ -58,25 +58,37 @@ def contexts(utterances: Sequence[Utterance], count: int) -> list[str]:
     found = []
     for number, utterance in enumerate(utterances):
         before = [u for u in utterances[max(0, number - count) : number] if u.dialogue == utterance.dialogue and u.text]
-        found.append(" ".join(f"{u.speaker}: {u.text}" if u.speaker else u.text for u in before))
+        found.append(" ".join(map(_said, before)))
     return found
+
+
+def _said(utterance: Utterance) -> str:
+    """What is said, behind the speaker; empty where nothing is known to be."""
+    named = utterance.text and utterance.speaker
+    return f"{utterance.speaker}: {utterance.text}" if named else utterance.text
+
+
+def read_texts(utterances: Sequence[Utterance], settings: Settings) -> tuple[list[str], list[str]]:
+    """What the text encoder reads of each utterance, and before it."""
+    said = [_said(utterance) if settings.text_speakers else utterance.text for utterance in utterances]
+    return said, contexts(utterances, settings.text_context)
 
 
 def text_rows(utterances: Sequence[Utterance], settings: Settings, work: Work) -> Row:
     """``(U, D)``; an utterance without text is missing."""
     assert settings.text is not None
-    before = contexts(utterances, settings.text_context)
+    said, before = read_texts(utterances, settings)
     own = key(_VERSION, "text", identity(settings.text), settings.text_pooling)
-    keys = [key(own, u.text, context) if u.text else "" for u, context in zip(utterances, before, strict=True)]
+    keys = [key(own, text, context) if text else "" for text, context in zip(said, before, strict=True)]
     rows = work.cache.get(set(keys))
     lacking = {k: i for i, k in enumerate(keys) if k and k not in rows}
-    order = sorted(lacking.values(), key=lambda i: len(utterances[i].text) + len(before[i]))
+    order = sorted(lacking.values(), key=lambda i: len(said[i]) + len(before[i]))
     encoder = TextEncoder(settings.text, settings.text_pooling, work.device) if lacking else None
     with tqdm(total=len(order), desc="text", disable=None) as progress:
         for start in range(0, len(order), _BATCH):
             batch = order[start : start + _BATCH]
             assert encoder is not None
-            made = encoder.encode([utterances[i].text for i in batch], [before[i] for i in batch])
+            made = encoder.encode([said[i] for i in batch], [before[i] for i in batch])
             new = {keys[i]: row for i, row in zip(batch, made, strict=True)}
             work.cache.put(new)
             rows |= new

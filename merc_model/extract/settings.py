@@ -21,6 +21,7 @@ class Settings:
         text: encoder, by name or folder; None leaves text out.
         text_pooling: mean, first, last or max, over the tokens of an utterance.
         text_context: utterances before it that the encoder sees.
+        text_speakers: the encoder reads who says an utterance before what is said.
         asr: recogniser of speech, by name or folder, that fills empty texts; None leaves them missing.
         audio: ``prosody``, ``egemaps``, ``praat``, or a speech encoder by name or folder; None leaves audio out.
         visual: an image or video encoder by name or folder; None leaves visual out.
@@ -32,6 +33,7 @@ class Settings:
     text: str | None = "sentence-transformers/all-MiniLM-L6-v2"
     text_pooling: str = "mean"
     text_context: int = 0
+    text_speakers: bool = False
     asr: str | None = None
     audio: str | None = PROSODY
     visual: str | None = None
@@ -48,6 +50,7 @@ class Settings:
         """The settings of a line that ``json`` made."""
         try:
             values = json.loads(line)
+            values = {"text_speakers": False} | values  # which older files lack
             return cls(**{each.name: values[each.name] for each in fields(cls)})
         except (ValueError, KeyError, TypeError):
             raise UserError(f"the settings of the extraction cannot be read: {line[:60]!r}") from None

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from merc_model.errors import UserError
 from merc_model.extract import pretrained
+from merc_model.extract.audio import pieces
 
 
 class Recogniser:
@@ -40,7 +41,6 @@ class Recogniser:
                 tokenizer=self._processor.tokenizer,
                 feature_extractor=self._processor.feature_extractor,
                 device=self._device,
-                chunk_length_s=30,
             )
-        answer: str = self._pipeline({"raw": samples, "sampling_rate": self.rate})["text"]
-        return " ".join(answer.split())
+        heard = [self._pipeline({"raw": piece, "sampling_rate": self.rate}) for piece in pieces(samples, self.rate)]
+        return " ".join(word for each in heard for word in each["text"].split())

@@ -23,44 +23,52 @@ class TextEncoder:
         pooling: mean, first, last or max, over the tokens of the utterance; ``mean`` with no context is what
             sentence-transformers does.
         device: where it runs.
+
+    Attributes:
+        tokenizer: of the encoder.
+        model: the encoder, in evaluation mode.
     """
 
     def __init__(self, name: str, pooling: str = "mean", device: str = "cpu") -> None:
         if pooling not in POOLINGS:
             raise UserError(f"--text-pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r}")
-        self._tokenizer, model = pretrained.load("text encoder", name, "AutoTokenizer", "AutoModel")
+        self.tokenizer, model = pretrained.load("text encoder", name, "AutoTokenizer", "AutoModel")
         model = pretrained.encoder(model)
-        self._model = model.to(device).eval()
+        self.model = model.to(device).eval()
         self._pooling, self._device = pooling, device
-        known = [getattr(model.config, "max_position_embeddings", 512), self._tokenizer.model_max_length, 512]
+        known = [getattr(model.config, "max_position_embeddings", 512), self.tokenizer.model_max_length, 512]
         positions = min(value for value in known if isinstance(value, int) and value > 0)
         self._limit = positions - (2 if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta") else 0)
-        first = self._tokenizer.cls_token_id
-        self._first = [first] if first is not None else [i for i in [self._tokenizer.bos_token_id] if i is not None]
-        last = self._tokenizer.sep_token_id
-        self._last = [last] if last is not None else [i for i in [self._tokenizer.eos_token_id] if i is not None]
+        first = self.tokenizer.cls_token_id
+        self._first = [first] if first is not None else [i for i in [self.tokenizer.bos_token_id] if i is not None]
+        last = self.tokenizer.sep_token_id
+        self._last = [last] if last is not None else [i for i in [self.tokenizer.eos_token_id] if i is not None]
 
     def encode(self, texts: Sequence[str], contexts: Sequence[str]) -> NDArray[np.float32]:
         """``(N, D)``: a row for each text, seen after its context (empty: none)."""
+        with torch.inference_mode():
+            return self.states(texts, contexts).cpu().numpy().astype(np.float32)
+
+    def states(self, texts: Sequence[str], contexts: Sequence[str]) -> Tensor:
+        """What ``encode`` gives, on the device and with a gradient."""
         tokens, spans = zip(*(self._tokens(*pair) for pair in zip(texts, contexts, strict=True)), strict=True)
         width = max(map(len, tokens))
-        ids = torch.full((len(tokens), width), self._tokenizer.pad_token_id or 0)
+        ids = torch.full((len(tokens), width), self.tokenizer.pad_token_id or 0)
         mask, own = torch.zeros(len(tokens), width), torch.zeros(len(tokens), width, dtype=torch.bool)
         for row, (numbers, begin) in enumerate(zip(tokens, spans, strict=True)):
             ids[row, : len(numbers)] = torch.tensor(numbers)
             mask[row, : len(numbers)] = 1
             own[row, begin : len(numbers)] = True
-        with torch.inference_mode():
-            answer = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device))
-        hidden: Tensor = answer.last_hidden_state.float().cpu()  # [N, T, D]
-        return self._pooled(hidden, own).numpy().astype(np.float32)
+        answer = self.model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device))
+        hidden: Tensor = answer.last_hidden_state.float()  # [N, T, D]
+        return self._pooled(hidden, own.to(self._device))
 
     def _pooled(self, hidden: Tensor, own: Tensor) -> Tensor:
         if self._pooling == "first":
             return hidden[:, 0]
         if self._pooling == "last":
             last = own.shape[1] - 1 - own.flip(1).int().argmax(1)
-            return hidden[torch.arange(len(hidden)), last]
+            return hidden[torch.arange(len(hidden), device=last.device), last]
         if self._pooling == "max":
             return hidden.masked_fill(~own[..., None], -torch.inf).amax(1)
         return (hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True)
@@ -76,5 +84,5 @@ class TextEncoder:
         return self._first + before + self._last + own + self._last, begin
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids

@@ -49,7 +49,10 @@ def cover(options: dict[str, list[Any]], valid: Callable[[Case], bool]) -> list[
 
 
 def halved(*options: list[Any]) -> list[Any]:
-    """The product of three options or more, as parameters: half of it holds every pair, the other is marked full."""
+    """The product of options, as parameters, every other one marked full.
+
+    Of two options the half holds every value, of three or more every pair of values.
+    """
     made = []
     for places in itertools.product(*(range(len(values)) for values in options)):
         values = [option[place] for option, place in zip(options, places, strict=True)]

@@ -158,8 +158,9 @@ def test_beside_tensors_made_in_inference_mode(backend):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, where it imports its compiler
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
 @pytest.mark.parametrize("backend", BACKENDS[:-1])
-def test_compiled(backend):
+def test_compiled(backend, compiler):
     student, teacher = torch.randn(7, 6, requires_grad=True), torch.randn(7, 6)
     temperature = torch.tensor(1.7, requires_grad=True)
 
@@ -167,7 +168,7 @@ def test_compiled(backend):
         return kd_divergence(student, teacher, temperature=temperature, backend=backend)
 
     results = []
-    for function in (loss, torch.compile(loss, fullgraph=True)):
+    for function in (loss, torch.compile(loss, fullgraph=True, backend=compiler)):
         value = function(student, teacher, temperature)
         results.append([value.detach(), *torch.autograd.grad(value, (student, temperature))])
     for one, other in zip(*results, strict=True):

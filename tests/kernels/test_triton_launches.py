@@ -20,8 +20,14 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not launched"),
 ]
 ROWS = 70  # more than one block of any kernel that takes pairs
-DTYPES = [torch.float32, torch.bfloat16]
-DTYPES += [pytest.param(dtype, marks=pytest.mark.full) for dtype in (torch.float64, torch.float16)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
+
+
+def in_each_size(small: int, large: int) -> list:
+    """A size and a dtype: by default float32 in the small one and bfloat16 in the large one."""
+    some = ((small, torch.float32), (large, torch.bfloat16))
+    every = itertools.product((small, large), DTYPES)
+    return [case if case in some else pytest.param(*case, marks=pytest.mark.full) for case in every]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def contrastive(driver, monkeypatch):
         others = (prototypes, refs, None if refs is None else labels[:5])
         loss, divisor, *saved = kernels.forward(x, labels, *others, weights, tau, options)
         wanted = (True, everything, everything, everything)
-        kernels.backward(loss, divisor, *saved, x, *others[:2], tau, options, wanted)
+        kernels.backward(loss, divisor, *saved, x, *others[:2], tau, options, wanted, all_anchors=False)
 
     return both
 
@@ -108,8 +114,7 @@ def divergence(driver):
     return both
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [24, 600])  # held in registers, and not
+@pytest.mark.parametrize(("width", "dtype"), in_each_size(24, 600), ids=str)  # held in registers, and not
 def test_contrastive(driver, contrastive, width, dtype):
     before, _ = driver()
     contrastive(ROWS, width, dtype)
@@ -117,8 +122,7 @@ def test_contrastive(driver, contrastive, width, dtype):
     assert driver()[0] - before == 8 + 14
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [7, 9000])
+@pytest.mark.parametrize(("classes", "dtype"), in_each_size(7, 9000), ids=str)
 def test_divergence(driver, divergence, classes, dtype):
     before, _ = driver()
     divergence(ROWS, classes, dtype)

@@ -210,6 +210,18 @@ def test_a_folder_of_another_question_is_refused(done: Path, corpus_path: Path, 
     cell.write_text(content)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_absurd_values_are_named_before_any_work(split: str, tmp_path: Path, capsys: Any) -> None:
+    corpus = small_corpus()
+    corpus.features["audio"][corpus.rows(corpus.dialogues(split))[1], 2] = 3e30
+    corpus.save(tmp_path / "c.npz")
+    assert ablate(tmp_path / "c.npz", tmp_path / "out", "--rows", "logistic,ce") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"audio, dialogue '{corpus.dialogue_ids[corpus.dialogues(split)[0]]}', utterance 2: 3e+30" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_test_set_there_are_folds(tmp_path: Path, capsys: Any) -> None:
     corpus = small_corpus()
     corpus.only(np.flatnonzero(corpus.split != "test")).save(tmp_path / "c.npz")

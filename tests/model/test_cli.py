@@ -344,7 +344,7 @@ def test_bad_conversations_get_one_line(finished: Path, tmp_path: Path, text: st
         (["train", "--seed", "-1"], "--seed: expected"),
         (["train", "--seed", "1", "--seeds", "2"], "not allowed with"),
         (["evaluate", "RUN", "--drop", "smell"], "expected modalities such as audio,visual, got 'smell'"),
-        (["predict", "RUN", "talk.npz", "--out", "said.txt"], "expected a name that ends in .csv or .json"),
+        (["predict", "RUN", "talk.npz", "--out", "said.txt"], "expected a name that ends in .csv, .json or .html"),
         (["convert", "a.pkl", "--out", "corpus.pkl"], "expected a name that ends in .npz"),
     ],
 )

@@ -141,7 +141,7 @@ def test_a_full_memory_gets_one_line(corpus_path: Path, monkeypatch: pytest.Monk
         def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("merc_model.cli.train", fail)
+        monkeypatch.setattr("merc_model.commands.train.train", fail)
         assert "out of memory; lower" in failure(
             ["train", "--data", str(corpus_path), *SMALL, "--out", "never"], capsys
         )

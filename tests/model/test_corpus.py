@@ -189,6 +189,8 @@ def test_what_is_harmless_is_converted(change: dict[str, Any], tmp_path: Path) -
         ),
         ({"labels": [[0]] * 6}, "labels: expected one axis, got shape (6, 1)"),
         ({"labels": 3}, "labels: expected one axis, got shape ()"),
+        ({"labels": np.ma.masked_equal([0, 1, 2, 2, 1, 0], 2)}, "labels: has masked values; fill them first"),
+        ({"features": {"text": np.ma.masked_equal([[1.0]] * 3 + [[2.0]] * 3, 2)}}, "text: has masked values"),
         ({"speakers": ["Ann", "Bob"] * 3}, "speakers: expected integers, got <U3"),
         ({"offsets": [0, 2.5, 3, 6]}, "offsets: expected integers, got 2.5 at 1"),
         ({"dialogue_ids": [1, 2, 3]}, "dialogue_ids: expected strings, got int64"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from merc_model.errors import UserError
-from merc_model.extract.audio import SpeechEncoder
+from merc_model.extract.audio import SpeechEncoder, pieces
 from merc_model.extract.cache import Cache
 from merc_model.extract.features import extract
 from merc_model.extract.media import MediaError, frames, waveform
@@ -104,7 +104,11 @@ def test_a_film_to_a_corpus_and_nothing_is_made_twice(tmp_path: Path, monkeypatc
 
 def test_a_recogniser(tmp_path: Path) -> None:
     recogniser = Recogniser(str(speech_encoder(tmp_path / "asr", "ctc")))
-    assert isinstance(recogniser(noise(1)), str)
+    words = recogniser(noise(1))
+    assert isinstance(words, str)
+    assert words == recogniser(noise(1)) == " ".join(words.split())
+    assert len(pieces(noise(65), 16000)) == 3
+    assert isinstance(recogniser(noise(65)), str)
     with pytest.raises(UserError, match="cannot be loaded"):
         Recogniser(str(tmp_path / "none"))
 

@@ -128,6 +128,9 @@ def test_from_a_table_to_predictions(encoder: Path, tmp_path: Path, capsys: pyte
         other, text=features, extraction=np.array(Settings(text=str(moved), text_context=1).with_contents().json())
     )
     assert main(["predict", str(run), str(other), "--out", str(tmp_path / "b.csv")]) == 0
+    talk.write_text(f"dialogue,speaker,text,media\nx,Ann,hello,{page}\n")  # an upload may name any file
+    _, spoken = conversation(talk, corpus.extraction, ["cross", "glad"], "cpu", recordings=False)
+    assert spoken.media == [None]
     own = Settings.of(corpus.extraction)
     changed = replace(own, contents={"text": "of before"}).json()
     with pytest.raises(UserError, match=f"the text encoder {encoder} with other contents than they have now"):

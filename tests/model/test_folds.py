@@ -149,9 +149,9 @@ def test_impossible_folds_are_refused(count: int) -> None:
 
 def test_convert_gives_a_corpus_groups_by_the_beginning_of_its_ids(tmp_path: Path, capsys: Any) -> None:
     corpus = replace(synthetic(dialogues=6), dialogue_ids=np.array(["A1", "A2", "B1", "B2", "B3", "A3"]))
-    corpus.save(tmp_path / "old.npz")
+    corpus.save(tmp_path / "OLD.NPZ")
     new = tmp_path / "new.npz"
-    assert main(["convert", str(tmp_path / "old.npz"), "--out", str(new), "--groups", "prefix:1"]) == 0
+    assert main(["convert", str(tmp_path / "OLD.NPZ"), "--out", str(new), "--groups", "prefix:1"]) == 0
     assert "groups: 2 (A 3, B 3 dialogues)" in capsys.readouterr().out
     loaded = Corpus.load(new)
     assert loaded.groups is not None

@@ -31,7 +31,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_saved_and_read_back_it_answers_the_same(
-    finished: Path, corpus_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    corpus_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     hub = pytest.importorskip("huggingface_hub")
     from merc_model.pretrained import PretrainedPredictor
@@ -62,6 +66,7 @@ def test_saved_and_read_back_it_answers_the_same(
         probabilities = predictor(features, torch.from_numpy(corpus.speakers[rows])[None], torch.ones(1, len(rows)) > 0)
     np.testing.assert_allclose(probabilities[0], expected[: len(rows)], atol=1e-5)
 
+    monkeypatch.chdir(tmp_path)  # pictures are drawn there
     conversation(tmp_path / "talk")
     capsys.readouterr()
     answers = []

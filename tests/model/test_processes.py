@@ -56,6 +56,17 @@ def test_what_goes_wrong_in_a_process_is_told_here(task: str, error: type[Except
     assert time.monotonic() - started < 300, "the other process is not waited for"
 
 
+def test_processes_that_are_killed_leave_no_word_behind() -> None:
+    bar = "[0 for _ in __import__('tqdm').tqdm([0], file=__import__('io').StringIO())]"
+    program = (
+        "from merc_model.ablation.processes import outcomes\n"
+        f"try: list(outcomes(eval, [{bar + '[1]'!r}] * 2, 2))\n"
+        "except RuntimeError: print('failed')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("failed\n", "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc shows whether a process is still there")
 def test_no_process_outlives_a_killed_parent() -> None:
     here, long = "__import__('os').getpid()", "__import__('time').sleep(600)"

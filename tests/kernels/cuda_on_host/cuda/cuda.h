@@ -10,14 +10,14 @@
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
+#define __shared__ static thread_local
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
-  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
 struct alignas(16) uint4 {
@@ -32,14 +32,14 @@ struct alignas(16) double2 {
 
 #include "fibers.h"
 
-#define threadIdx on_host::thread
-#define blockIdx on_host::block
+#define threadIdx on_host::now->thread
+#define blockIdx on_host::now->block
 #define blockDim on_host::block_size
 #define gridDim on_host::grid_size
 
 #define __syncthreads() on_host::synchronize(__FILE__, __LINE__)
 inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int mask) {
-  return on_host::shuffle(value, (on_host::current % 32) ^ mask);
+  return on_host::shuffle(value, (on_host::now->current % 32) ^ mask);
 }
 inline uint32_t __shfl_sync(unsigned, uint32_t value, int lane) { return on_host::shuffle(value, lane); }
 inline void __threadfence() {}

@@ -1,14 +1,20 @@
-// The threads of a block as fibers, which go on in random order, the same on every run; blocks run in random order, one
-// after the other. A barrier that not all threads reach, or a warp whose lanes part, ends the process with a message.
+// The threads of a block as fibers, which go on in random order, the same on every run. Blocks begin in random order, and
+// up to kResident are under way, each on a thread of the system that holds its shared memory: one of them goes on at a
+// time, and after each round of its fibers any of them is next. A barrier that not all threads reach, or a warp whose
+// lanes part, ends the process with a message.
 //
-// Under ThreadSanitizer (-fsanitize=thread) each fiber is a thread of its own to it, and only __syncthreads and the
-// beginning and end of a launch order their accesses: two that a barrier should part, and none does, are reported. A
-// shuffle orders nothing, as on a GPU. `skipped` is a barrier of the sources that is left out, to see that it is missed.
+// Under ThreadSanitizer (-fsanitize=thread) each fiber is a thread of its own to it. Only __syncthreads, atomics and the
+// beginning and end of a launch order their accesses: two that a barrier should part, and none does, are reported, and so
+// are two of blocks on different threads. A shuffle orders nothing, as on a GPU. `skipped` is a barrier of the sources
+// that is left out, to see that it is missed.
 #pragma once
 
+#include <linux/futex.h>
 #include <setjmp.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -18,6 +24,7 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <vector>
 
 #ifdef __SANITIZE_THREAD__
@@ -50,15 +57,38 @@ struct Fiber {
 
 constexpr size_t kStack = 256 << 10, kMost = 1024;
 
-inline dim3 thread, block, block_size, grid_size;
-inline Fiber* fibers[kMost];  // plain arrays: what ThreadSanitizer must not see stays out of instrumented templates
-inline size_t count = 0;      // of the block
-inline std::mt19937 random_order;
-inline size_t current = 0;
-inline bool moved = false;  // a barrier opened, or a fiber ended, in this round
-inline Barrier of_block, of_warp[32];
-inline uint32_t slots[kMost];
-inline std::function<void()> body;
+inline dim3 block_size, grid_size;
+
+// Of one thread of the system and the block that it runs. Plain arrays: what ThreadSanitizer must not see stays out of
+// instrumented templates.
+struct Resident {
+  int number;
+  dim3 thread, block;
+  Fiber* fibers[kMost];
+  size_t count = 0, current = 0;
+  bool moved = false;  // a barrier opened, or a fiber ended, in this round
+  Barrier of_block, of_warp[32];
+  uint32_t slots[kMost];
+  const std::function<void()>* body;
+  std::mt19937 random_order;
+  char begun, ended;  // of the block
+#ifdef __SANITIZE_THREAD__
+  ucontext_t scheduler;
+  void* scheduler_seen;
+#else
+  jmp_buf scheduler;
+#endif
+  bool running = false, under_way = false;
+};
+
+constexpr int kResident = 3;
+inline Resident residents[kResident];
+inline Resident* now = residents;  // whose turn it is
+
+// Dynamic shared memory, of which a launch has so much; NaN where a block has written nothing.
+constexpr size_t kDynamicShared = 99 << 10;  // the least that a chip from sm_80 on has
+alignas(16) inline thread_local unsigned char dynamic_memory[kDynamicShared];
+inline size_t dynamic_size = 0;
 
 struct Place {
   const char* file;
@@ -68,36 +98,33 @@ inline Place barriers[256];  // met so far
 inline int barrier_count = 0, skipped = -1;
 
 #ifdef __SANITIZE_THREAD__
-inline ucontext_t scheduler;
-inline void* scheduler_seen;
 
 MERC_UNSEEN inline void leave() {
-  Fiber& fiber = *fibers[current];
-  __tsan_switch_to_fiber(scheduler_seen, 1);
-  swapcontext(&fiber.context, &scheduler);
+  Fiber& fiber = *now->fibers[now->current];
+  __tsan_switch_to_fiber(now->scheduler_seen, 1);
+  swapcontext(&fiber.context, &now->scheduler);
 }
 
 MERC_UNSEEN inline void enter(Fiber& fiber) {
   fiber.started = true;
   __tsan_switch_to_fiber(fiber.seen, 1);
-  swapcontext(&scheduler, &fiber.context);
+  swapcontext(&now->scheduler, &fiber.context);
 }
 
 // What happened before the first is seen by who goes on after the second.
 MERC_UNSEEN inline void give(void* place) { __tsan_release(place); }
 MERC_UNSEEN inline void take(void* place) { __tsan_acquire(place); }
 #else
-inline jmp_buf scheduler;
 
 // Between fibers by jumps: unlike swapcontext they call no kernel.
 MERC_UNSEEN inline void leave() {
-  if (_setjmp(fibers[current]->left) == 0) {
-    _longjmp(scheduler, 1);
+  if (_setjmp(now->fibers[now->current]->left) == 0) {
+    _longjmp(now->scheduler, 1);
   }
 }
 
 MERC_UNSEEN inline void enter(Fiber& fiber) {
-  if (_setjmp(scheduler) == 0) {
+  if (_setjmp(now->scheduler) == 0) {
     if (fiber.started) {
       _longjmp(fiber.left, 1);
     }
@@ -110,22 +137,20 @@ inline void give(void*) {}
 inline void take(void*) {}
 #endif
 
-inline char begun, ended;  // of a block
-
 MERC_UNSEEN inline void entry() {
   for (;;) {
-    take(&begun);
-    body();
-    fibers[current]->done = moved = true;
-    give(&ended);
+    take(&now->begun);
+    (*now->body)();
+    now->fibers[now->current]->done = now->moved = true;
+    give(&now->ended);
     leave();
   }
 }
 
 MERC_UNSEEN inline int alive(size_t begin, size_t end) {
   int left = 0;
-  for (size_t i = begin; i < end && i < count; ++i) {
-    left += !fibers[i]->done;
+  for (size_t i = begin; i < end && i < now->count; ++i) {
+    left += !now->fibers[i]->done;
   }
   return left;
 }
@@ -137,7 +162,7 @@ MERC_UNSEEN inline void wait(Barrier& barrier, size_t begin, size_t end) {
     if (barrier.arrived == alive(begin, end)) {
       barrier.arrived = 0;
       ++barrier.generation;
-      moved = true;
+      now->moved = true;
       return;
     }
     leave();
@@ -155,29 +180,68 @@ MERC_UNSEEN inline void synchronize(const char* file, int line) {
   if (place == skipped) {
     return;
   }
-  give(&of_block);
-  wait(of_block, 0, count);
-  take(&of_block);
+  give(&now->of_block);
+  wait(now->of_block, 0, now->count);
+  take(&now->of_block);
 }
 
 MERC_UNSEEN inline uint32_t shuffle(uint32_t value, int source_lane) {
-  const size_t self = current, first = self / 32 * 32;
-  slots[self] = value;
-  wait(of_warp[self / 32], first, first + 32);
-  const uint32_t got = slots[first + source_lane];
-  wait(of_warp[self / 32], first, first + 32);
+  const size_t self = now->current, first = self / 32 * 32;
+  now->slots[self] = value;
+  wait(now->of_warp[self / 32], first, first + 32);
+  const uint32_t got = now->slots[first + source_lane];
+  wait(now->of_warp[self / 32], first, first + 32);
   return got;
 }
 
 // What all lanes of the warp give, by lane; good until the exchange after the next.
 template <class T>
 MERC_UNSEEN const T* exchange(const T& mine) {
-  static T given[2][kMost];
-  const size_t self = current, first = self / 32 * 32;
-  T* const now = given[fibers[self]->exchanges++ % 2];
-  now[self] = mine;
-  wait(of_warp[self / 32], first, first + 32);
-  return now + first;
+  static T given[kResident][2][kMost];
+  const size_t self = now->current, first = self / 32 * 32;
+  T* const place = given[now->number][now->fibers[self]->exchanges++ % 2];
+  place[self] = mine;
+  wait(now->of_warp[self / 32], first, first + 32);
+  return place + first;
+}
+
+// The threads of the system take turns, and the caller of a launch with them. What hands the turn over orders nothing to
+// ThreadSanitizer.
+constexpr int kCaller = -1;
+inline int turn = kCaller;
+inline size_t* blocks;  // that have not begun
+inline size_t blocks_left;
+inline const std::function<void()>* launched;
+inline char launch_begun, launch_ended;
+inline std::mt19937 order_of_blocks;
+
+MERC_UNSEEN inline void hand_over(int to) {
+  __atomic_store_n(&turn, to, __ATOMIC_RELEASE);
+  syscall(SYS_futex, &turn, FUTEX_WAKE_PRIVATE, kMost, nullptr, nullptr, 0);
+}
+
+MERC_UNSEEN inline void wait_for(int me) {
+  for (int of; (of = __atomic_load_n(&turn, __ATOMIC_ACQUIRE)) != me;) {
+    syscall(SYS_futex, &turn, FUTEX_WAIT_PRIVATE, of, nullptr, nullptr, 0);
+  }
+  if (me != kCaller) {
+    now = &residents[me];
+  }
+}
+
+// To any thread that has a block, or to the caller when none has.
+MERC_UNSEEN inline void pass_on() {
+  int with[kResident], some = 0;
+  for (const Resident& one : residents) {
+    if (one.under_way) {
+      with[some++] = one.number;
+    }
+  }
+  const int next = some == 0 ? kCaller : with[now->random_order() % some], me = now->number;
+  if (next != me) {
+    hand_over(next);
+    wait_for(me);
+  }
 }
 
 MERC_UNSEEN inline void prepare(Fiber& fiber) {
@@ -189,30 +253,31 @@ MERC_UNSEEN inline void prepare(Fiber& fiber) {
 }
 
 MERC_UNSEEN inline void run_block(const std::function<void()>& kernel) {
-  body = kernel;
-  count = size_t{block_size.x} * block_size.y;
-  for (size_t i = 0; i < count; ++i) {
-    if (fibers[i]) {
+  now->body = &kernel;
+  now->count = size_t{block_size.x} * block_size.y;
+  for (size_t i = 0; i < now->count; ++i) {
+    if (now->fibers[i]) {
       continue;
     }
-    fibers[i] = new Fiber;
-    fibers[i]->stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    now->fibers[i] = new Fiber;
+    now->fibers[i]->stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 #ifdef __SANITIZE_THREAD__
-    fibers[i]->seen = __tsan_create_fiber(0);
-    prepare(*fibers[i]);
+    now->fibers[i]->seen = __tsan_create_fiber(0);
+    prepare(*now->fibers[i]);
 #endif
   }
 #ifdef __SANITIZE_THREAD__
-  scheduler_seen = __tsan_get_current_fiber();
+  now->scheduler_seen = __tsan_get_current_fiber();
 #endif
-  of_block = {};
-  for (Barrier& barrier : of_warp) {
+  std::memset(dynamic_memory, 0xff, dynamic_size);
+  now->of_block = {};
+  for (Barrier& barrier : now->of_warp) {
     barrier = {};
   }
-  std::vector<size_t> order(count);
+  std::vector<size_t> order(now->count);
   std::iota(order.begin(), order.end(), size_t{0});
-  for (size_t i = 0; i < count; ++i) {
-    Fiber& fiber = *fibers[i];
+  for (size_t i = 0; i < now->count; ++i) {
+    Fiber& fiber = *now->fibers[i];
     fiber.done = false;
     fiber.exchanges = 0;
     fiber.index = dim3(i % block_size.x, i / block_size.x);
@@ -221,34 +286,62 @@ MERC_UNSEEN inline void run_block(const std::function<void()>& kernel) {
     prepare(fiber);
 #endif
   }
-  give(&begun);
-  while (alive(0, count) > 0) {
-    moved = false;
-    std::shuffle(order.begin(), order.end(), random_order);
+  give(&now->begun);
+  while (alive(0, now->count) > 0) {
+    now->moved = false;
+    std::shuffle(order.begin(), order.end(), now->random_order);
     for (const size_t next : order) {
-      current = next;
-      if (!fibers[current]->done) {
-        thread = fibers[current]->index;
-        enter(*fibers[current]);
+      now->current = next;
+      if (!now->fibers[now->current]->done) {
+        now->thread = now->fibers[now->current]->index;
+        enter(*now->fibers[now->current]);
       }
     }
-    if (!moved) {
+    pass_on();
+    if (!now->moved) {
       std::fprintf(stderr, "cuda_on_host: the threads of a block wait for each other\n");
       std::abort();
     }
   }
-  take(&ended);
+  take(&now->ended);
 }
 
-// Blocks in random order.
-MERC_UNSEEN inline void run_grid(const std::function<void()>& kernel) {
-  std::vector<size_t> blocks(size_t{grid_size.x} * grid_size.y);
-  std::iota(blocks.begin(), blocks.end(), size_t{0});
-  std::shuffle(blocks.begin(), blocks.end(), random_order);
-  for (const size_t at : blocks) {
-    block = dim3(at % grid_size.x, at / grid_size.x);
-    run_block(kernel);
+// A thread of the system: of each launch some blocks.
+MERC_UNSEEN inline void run_blocks(int me) {
+  for (;;) {
+    wait_for(me);
+    take(&launch_begun);
+    while (blocks_left > 0) {
+      const size_t at = blocks[--blocks_left];
+      now->block = dim3(at % grid_size.x, at / grid_size.x);
+      run_block(*launched);
+    }
+    now->under_way = false;
+    give(&launch_ended);
+    pass_on();
   }
+}
+
+// All blocks of a launch.
+MERC_UNSEEN inline void run_grid(const std::function<void()>& kernel) {
+  std::vector<size_t> order(size_t{grid_size.x} * grid_size.y);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::shuffle(order.begin(), order.end(), order_of_blocks);
+  blocks = order.data();
+  blocks_left = order.size();
+  launched = &kernel;
+  give(&launch_begun);
+  for (int i = 0; i < kResident && i < static_cast<int>(order.size()); ++i) {
+    residents[i].number = i;
+    residents[i].under_way = true;
+    if (!residents[i].running) {
+      residents[i].running = true;
+      std::thread(run_blocks, i).detach();
+    }
+  }
+  hand_over(0);
+  wait_for(kCaller);
+  take(&launch_ended);
 }
 
 }  // namespace on_host

@@ -44,20 +44,17 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Place&, 
   on_host::run_grid([&] { kernel(arguments...); });
 }
 
-// Shared memory holds NaN where a block has written nothing.
-constexpr size_t kDynamicShared = 99 << 10;  // the least that a chip from sm_80 on has
-alignas(16) inline unsigned char dynamic_memory[kDynamicShared];
-
 template <class T, class... Parameters, class... Arguments>
 void launch_with(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Place& place, const Arguments&... arguments) {
-  static_assert(sizeof(T) <= kDynamicShared);
-  std::memset(dynamic_memory, 0xff, sizeof(T));
+  static_assert(sizeof(T) <= on_host::kDynamicShared);
+  on_host::dynamic_size = sizeof(T);
   launch(kernel, grid, block, place, arguments...);
+  on_host::dynamic_size = 0;
 }
 
 template <class T>
 T& dynamic_shared() {
-  return *reinterpret_cast<T*>(dynamic_memory);
+  return *reinterpret_cast<T*>(on_host::dynamic_memory);
 }
 
 }  // namespace merc::cuda

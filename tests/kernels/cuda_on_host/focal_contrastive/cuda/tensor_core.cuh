@@ -17,7 +17,7 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], con
   constexpr int a_word = k_size / 8, half = k_size / 2;
   Fragments mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   const Fragments* of = on_host::exchange(mine);
-  const int lane = on_host::current % 32;
+  const int lane = on_host::now->current % 32;
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
     double sum = c[i];
@@ -50,7 +50,7 @@ struct DoubleFragments {
 
 inline void multiply_f64(double (&c)[2], double a, double b) {
   const DoubleFragments* of = on_host::exchange(DoubleFragments{a, b});
-  const int lane = on_host::current % 32;
+  const int lane = on_host::now->current % 32;
   for (int i = 0; i < 2; ++i) {
     for (int k = 0; k < 4; ++k) {
       c[i] += of[lane / 4 * 4 + k].a * of[(2 * (lane % 4) + i) * 4 + k].b;

@@ -1,4 +1,4 @@
-"""From recordings to emotions, whole: ``make demo``, or ``python examples/demo.py FOLDER``.
+"""From recordings to emotions, whole: ``make demo``, or ``python examples/recording/demo.py FOLDER``.
 
 Records a written script (demo.csv) with espeak-ng where it is installed, else with a few lines of synthesis that only
 sound like speech; extracts features, trains on them, and predicts the emotions of a conversation that was not trained

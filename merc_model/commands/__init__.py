@@ -1,0 +1,1 @@
+"""The commands of ``merc``: what each takes, and what it does."""

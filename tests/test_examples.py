@@ -1,0 +1,58 @@
+"""The examples run, say what they should, and stay short."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted((*FOLDER.glob("*.py"), *FOLDER.glob("multiemo/[ab]*.py")))
+NEEDS = {
+    "lightning_module": ["lightning"],
+    "hugging_face_trainer": ["transformers", "accelerate"],
+    "several_processes": ["merc_kernels.distributed"],
+}
+LEARNED = {  # what its last line says, and at least or at most how much
+    "plain_loop": (r"accuracy ([\d.]+)", 0.9, 1.0),
+    "two_views": (r"accuracy ([\d.]+)", 0.8, 1.0),
+    "distillation": (r"student: accuracy ([\d.]+)", 0.7, 1.0),
+    "memory_bank": (r"step 59: loss ([\d.]+), in the bank 512", 0.0, 2.5),
+    "lightning_module": (r"loss ([\d.]+)", 0.0, 1.5),
+    "hugging_face_trainer": (r"loss ([\d.]+)", 0.0, 0.5),
+    "before": (r"accuracy ([\d.]+)", 0.9, 1.0),
+    "after": (r"accuracy ([\d.]+)", 0.9, 1.0),
+    "several_processes": (r"step 29: loss ([\d.]+)", 0.0, 3.0),
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_learns(example, tmp_path):
+    for module in NEEDS.get(example.stem, []):
+        pytest.importorskip(module, exc_type=ImportError)
+    command = [sys.executable, str(example)]
+    if example.stem == "several_processes":
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    pattern, least, most = LEARNED[example.stem]
+    last = ended.stdout.strip().splitlines()[-1]
+    assert (found := re.search(pattern, last)), last
+    assert least <= float(found[1]) <= most, last
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_under_60_lines(example):
+    assert len(example.read_text().splitlines()) < 60
+
+
+def test_an_import_changes_and_no_figure(tmp_path):
+    paths = [FOLDER / "multiemo" / name for name in ("before.py", "after.py")]
+    before, after = (set(path.read_text().partition('"""\n\n')[2].splitlines()) for path in paths)
+    assert before - after == {"from loss import SampleWeightedFocalContrastiveLoss"}
+    assert after - before == {"from merc_kernels.compat import SampleWeightedFocalContrastiveLoss"}
+    commands = [[sys.executable, str(path)] for path in paths]
+    assert len({subprocess.run(c, cwd=tmp_path, capture_output=True, check=True).stdout for c in commands}) == 1
