@@ -51,10 +51,10 @@ bench-quick: $(VENV)/.dev
 gpu: # installs nothing
 	$(PYTHON) -m benchmarks.gpu --results $(RESULTS) $(if $(PART),--part $(PART))
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.dev # without --quiet, which hides the warnings from strict
 	$(BIN)/python -m benchmarks.report --write
-	$(PIP) "mkdocs-material>=9.5,<10"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(PIP) "mkdocs-material>=9.5,<10" "latex2mathml>=3.77"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 archs: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m full tests/kernels/test_cuda_sources.py -k compiles_without_spills
