@@ -136,6 +136,8 @@ def _loss(tensors: _Tensors, options: FocalContrastiveOptions, backend: str | No
     embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature = checks.untyped(*tensors)
     tensors = (embeddings, labels, prototypes, refs, ref_labels, class_weights, temperature)
     backends.check(backend)
+    if inputs.are_sets(labels):
+        checks.fail("labels", "int64, a class for each row, over several ranks", labels)
     if not torch.compiler.is_compiling() and torch_private.transformed():
         raise RuntimeError("merc_kernels.distributed has no torch.func transforms and no forward-mode derivatives")
     torch_private.untraced(lambda: inputs.check(*tensors, options))

@@ -95,7 +95,11 @@ class Call(NamedTuple):
 
 
 def choose(
-    backend: str | None, operator: str, tensor: object, call: Callable[[], Call], offered: Sequence[str] | None = None
+    backend: str | None,
+    operator: str,
+    tensor: object,
+    call: Callable[[], Call] | None,
+    offered: Sequence[str] | None = None,
 ) -> str:
     """Name of the backend that a call runs on.
 
@@ -103,8 +107,8 @@ def choose(
         backend: the call's argument; None leaves the choice to `use_backend`, then to MERC_BACKEND, and then to us.
         operator: ``focal_contrastive`` or ``kd_divergence``.
         tensor: the first of the call, for its device; what is no tensor is refused later.
-        call: gives what the choice looks at beside the device.
-        offered: the backends that such a call has, first the one that it takes by itself; None: every one, by the rule.
+        call: gives what the rule looks at beside the device; None: no rule, the first of ``offered`` is taken.
+        offered: the backends that may be named; None: every one.
     """
     device = tensor.device.type if isinstance(tensor, Tensor) and not tensor.is_cpu else "cpu"  # the quicker question
     tracing = torch.compiler.is_compiling()
@@ -117,7 +121,8 @@ def choose(
     forced = os.environ.get(_VARIABLE) if tracing else _of_environment()
     if forced:
         return _named(_VARIABLE, forced, operator, device, offered, transformed)
-    if offered is not None:
+    if call is None:
+        assert offered is not None
         return offered[0]
     if device == "cpu" and _C is not None:
         return "cpu"

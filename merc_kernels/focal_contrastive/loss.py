@@ -183,10 +183,6 @@ def _checked(backend: str | None, *call: Any) -> str:
     """The backend of a call, its tensors and options, with nothing wrong."""
     inputs.check(*call)
     embeddings, labels = call[:2]
-
-    def of_call() -> backends.Call:
-        return trial.call(focal_contrastive_loss, *call)
-
     if inputs.are_sets(labels):
-        return backends.choose(backend, "multi-hot labels", embeddings, of_call, ("torch", "reference"))
-    return backends.choose(backend, "focal_contrastive", embeddings, of_call)
+        return backends.choose(backend, "multi-hot labels", embeddings, None, ("torch", "reference"))
+    return backends.choose(backend, "focal_contrastive", embeddings, lambda: trial.call(focal_contrastive_loss, *call))

@@ -8,6 +8,7 @@ import torch
 
 from merc_kernels import backends, focal_contrastive_loss, kd_divergence, reference, use_backend
 from merc_kernels._shared import backends as registry
+from merc_kernels.focal_contrastive import FocalContrastiveOptions, trial
 
 X, Y = torch.randn(6, 4), torch.arange(6) % 2
 
@@ -51,6 +52,19 @@ def test_the_reference_takes_no_other():
         assert call(*args, backend="reference") == call(*args)
         with pytest.raises(ValueError, match="backend: expected None or 'reference', got 'torch'"):
             call(*args, backend="torch")
+
+
+def test_what_may_be_named_does_not_choose(monkeypatch):
+    monkeypatch.setattr(registry, "_C", None)
+    tensors = (torch.randn(4, 3), torch.arange(4) % 2, None, None, None, None, None)
+
+    def of_call():
+        return trial.call(focal_contrastive_loss, *tensors, FocalContrastiveOptions())
+
+    by_rule = registry.choose(None, "focal_contrastive", tensors[0], of_call)
+    assert by_rule != "cpu"
+    assert registry.choose(None, "focal_contrastive", tensors[0], of_call, ("cpu", "torch")) == by_rule
+    assert registry.choose(None, "focal_contrastive", tensors[0], None, ("torch", "reference")) == "torch"
 
 
 def test_a_backend_without_the_operator_or_for_another_device_raises(monkeypatch):

@@ -306,6 +306,8 @@ def check_mistakes(rank: int, ranks: int) -> None:
     ):
         with pytest.raises(ValueError, match=expected):
             distributed.focal_contrastive_loss(x, y, **options)
+    with pytest.raises(ValueError, match="labels: expected int64, a class for each row, over several ranks, got bool"):
+        distributed.focal_contrastive_loss(x, torch.ones(4, 3, dtype=torch.bool))
     with pytest.raises(RuntimeError, match=r"has no torch\.func transforms"):
         torch.func.grad(lambda x: distributed.focal_contrastive_loss(x, y, max_rows=4))(x)
     loss = distributed.focal_contrastive_loss(x.requires_grad_(), y.clamp(min=0))

@@ -1,8 +1,9 @@
-// Products of bfloat16 with float32 sums by the matrix unit (AMX); included inside its namespace, hence no include guard.
+// Products of bfloat16 with float32 sums by the matrix unit (AMX); included inside its namespace, hence no include
+// guard.
 //
-// Rows of bfloat16 are exact as they come, so their products are as good as those of float32, at eight times the rate: a
-// cosine is the product of two rows over their lengths. Numbers of float32 that meet them are split into two of bfloat16,
-// whose sum has 16 of their 24 bits.
+// Rows of bfloat16 are exact as they come, so their products are as good as those of float32, at a multiple of the
+// rate: a cosine is the product of two rows over their lengths. Numbers of float32 that meet them are split into two of
+// bfloat16, whose sum has 16 of their 24 bits.
 //
 // A right factor stands in panels of 16 columns; a line of a panel has two steps of the depth, both numbers of a column
 // side by side. Factors are filled up to whole tiles with zeros.

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -32,15 +33,14 @@ class HalfRows {
     transposed_ = halves(rows_ * depth_);
     right_ = halves(rows_ * depth_);
     factors_ = merc::cpu::empty({rows_}, ScalarType::Float);
-    for (size_t number = 0; number < layout.blocks().size(); ++number) {
-      const Block& block = layout.blocks()[number];
-      const int64_t count = padded(block) / kTileDepth;
-      torch::stable::parallel_for(0, count, grain(kTileDepth * depth_), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          pack(number, i * kTileDepth, width, normalize, lengths, source);
-        }
-      });
-    }
+    const int64_t count = rows_ / kTileDepth;
+    torch::stable::parallel_for(0, count, grain(kTileDepth * depth_), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t at = i * kTileDepth;
+        const int64_t number = std::upper_bound(begin_.begin(), begin_.end(), at) - begin_.begin() - 1;
+        pack(number, at - begin_[number], width, normalize, lengths, source);
+      }
+    });
   }
 
   // Cosines of the rows of two blocks.

@@ -7,8 +7,9 @@
 //
 // S is symmetric, and so is M: a pair of blocks of rows is one tile, whose cosines serve both. A tile adds to its two
 // blocks when the tiles before it have, in an order that does not depend on the threads: nor do the bits. The places of
-// the rows are in layout.h, the arithmetic on a tile in product.h (half_product.h where rows are bfloat16 and there is a
-// matrix unit), sums.h and matrix.h, the two passes in forward.h and backward.h; h and the derivatives of g = -h (s - L) in ../focal.h.
+// the rows are in layout.h, the arithmetic on a tile in product.h, sums.h and matrix.h (of bfloat16 rows, where there is
+// a matrix unit, half_product.h), the two passes in forward.h and backward.h; h and the derivatives of g = -h (s - L) in
+// ../focal.h.
 
 #include "operator.h"
 
