@@ -10,6 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted((*FOLDER.glob("*.py"), *FOLDER.glob("multiemo/[ab]*.py")))
+LEAVE = str(Path(__file__).with_name("leave.py"))
 NEEDS = {
     "lightning_module": ["lightning"],
     "hugging_face_trainer": ["transformers", "accelerate"],
@@ -34,7 +35,7 @@ def test_an_example_learns(example, tmp_path):
         pytest.importorskip(module, exc_type=ImportError)
     command = [sys.executable, str(example)]
     if example.stem == "several_processes":
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", LEAVE]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

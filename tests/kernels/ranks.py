@@ -17,9 +17,20 @@ Check = Callable[[int, int], None]  # of rank and ranks; called on all of them
 def run(checks: Sequence[Check], ranks: int) -> None:
     """Every check passes on every rank; one thread each."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (ranks, checks, folder), nprocs=ranks)
+        spawn(_rank, (ranks, checks, folder), ranks)
         failed = Path(folder, "failed")
         assert not failed.exists(), failed.read_text()
+
+
+def spawn(function: Callable[..., None], arguments: Sequence[object], ranks: int) -> None:
+    """``function(rank, *arguments)`` in a process for each rank."""
+    torch.multiprocessing.spawn(_leave, (function, arguments), nprocs=ranks)
+
+
+def _leave(rank: int, function: Callable[..., None], arguments: Sequence[object]) -> None:
+    function(rank, *arguments)
+    # A model in DDP keeps gloo's threads after destroy_process_group; one that frees a tensor while Python ends aborts.
+    os._exit(0)
 
 
 def _rank(rank: int, ranks: int, checks: Sequence[Check], folder: str) -> None:

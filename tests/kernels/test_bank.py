@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 
 from merc_kernels import FocalContrastiveLoss, MemoryBank, focal_contrastive_loss
+from tests.kernels import ranks as gloo
 from tests.numerics import TOLERANCE
 
 
@@ -160,7 +161,7 @@ def _of_rank(rank, file, results):
 def test_under_ddp_every_rank_has_the_rows_of_all():
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_of_rank, (f"{folder}/store", queue), nprocs=2)
+        gloo.spawn(_of_rank, (f"{folder}/store", queue), 2)
         found = {rank: rest for rank, *rest in (queue.get() for _ in range(2))}
     torch.manual_seed(0)
     model = Model()

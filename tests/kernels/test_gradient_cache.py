@@ -13,6 +13,7 @@ from torch import multiprocessing, nn
 from torch.nn import functional as F
 
 from merc_kernels import FocalContrastiveLoss, cached_backward
+from tests.kernels import ranks as gloo
 from tests.numerics import TOLERANCE
 
 LABELS = torch.arange(11) % 3
@@ -242,7 +243,7 @@ def _averaged(bucket):
 def test_ddp_averages_once_a_step():
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_of_rank, (f"{folder}/store", queue), nprocs=2)
+        gloo.spawn(_of_rank, (f"{folder}/store", queue), 2)
         found = {rank: (times, values) for rank, times, values in (queue.get() for _ in range(2))}
     torch.manual_seed(0)
     xs, encoder = torch.randn(2, 8, 5, dtype=torch.float64), Encoder().double()
