@@ -29,7 +29,7 @@ FEATURES, HIDDEN = 512, 1024
 ROWS = (103, 792, 1600)  # of MultiEMO: a batch of few dialogues to one of many
 DIALOGUES, LENGTH, CLASSES = 16, 74, 6  # a batch of SDT's on IEMOCAP
 FILE = "drop-in.json"
-HEAD = ["project", "what changes", "size", "largest difference of value, of gradient", "loss, ms", "step, ms"]
+HEAD = ["project", "lines changed", "size", "largest difference of value, of gradient", "loss, ms", "step, ms"]
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -125,7 +125,7 @@ def projects() -> list[Project]:
     return [
         Project(
             "SupContrast",
-            "the import",
+            "1: the import",
             "512 samples, 2 views, D 128",
             (1024, 128),
             bound(unit(sup_contrast, 512, 2, 128), of_512),
@@ -133,19 +133,19 @@ def projects() -> list[Project]:
         ),
         Project(
             "pytorch-metric-learning",
-            "the import",
+            "1: the import",
             "N 1024, D 256",
             (1024, 256),
             bound(losses.SupConLoss(), of_1024),
             bound(compat.SupConLoss(), of_1024),
         ),
         *(
-            Project("MultiEMO", "the import", f"N {n}, D 256", (n, 256), bound(swfc, names), bound(weighted, names))
+            Project("MultiEMO", "1: the import", f"N {n}, D 256", (n, 256), bound(swfc, names), bound(weighted, names))
             for n, names in ((n, labels(n)) for n in ROWS)
         ),
         Project(
             "SDT",
-            "the import",
+            "1: the import",
             padded,
             (rows, 4 * CLASSES),
             distilled(masked_kl),
@@ -154,7 +154,7 @@ def projects() -> list[Project]:
         ),
         Project(
             "SDT, from logits",
-            "the import and the three calls",
+            "4: the import, three calls",
             padded,
             (rows, 4 * CLASSES),
             distilled(masked_kl),
@@ -163,7 +163,7 @@ def projects() -> list[Project]:
         ),
         Project(
             "CLIP (open_clip)",
-            "the import",
+            "1: the import",
             "N 1024, D 256",
             (2048, 256),
             unit(clip, 2048, 256),
