@@ -29,7 +29,7 @@ FEATURES, HIDDEN = 512, 1024
 ROWS = (103, 792, 1600)  # of MultiEMO: a batch of few dialogues to one of many
 DIALOGUES, LENGTH, CLASSES = 16, 74, 6  # a batch of SDT's on IEMOCAP
 FILE = "drop-in.json"
-HEAD = ["project", "lines changed", "size", "largest difference of value, of gradient", "loss, ms", "step, ms"]
+HEAD = ["project", "lines changed", "size", "value and gradient equal to", "loss, ms", "step, ms"]
 Loss = Callable[[Tensor], Tensor]
 
 

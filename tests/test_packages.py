@@ -49,7 +49,7 @@ print(json.dumps({"file": merc_kernels.__file__, "states": states}))
 def run(*command, cwd=None, **environment):
     ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
+    return ended.stdout
 
 
 def bare(folder):
