@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels.focal_contrastive import focal_contrastive_loss
 
-PLAIN = 1 << 24  # pairs up to which one matrix serves both directions; fused, each computes its own, and again backward
+PLAIN = 1 << 24  # elements up to which a matrix is held: three products, of which the fused form computes eight
 
 
 class ClipLoss(nn.Module):
     """Images against texts and texts against images; open_clip's ``ClipLoss`` of one process.
 
     ``logit_scale``, a number or a tensor, gets its gradient. The features are taken as they are: open_clip's models
-    normalise theirs. Up to 4096 pairs (N² = 2²⁴) a call that names no backend holds the N x N matrix, which is the
-    quickest; above, and on any backend that is named but ``"reference"``, memory is linear in the rows.
+    normalise theirs. Up to 4096 pairs a call that names no backend holds an N x N matrix, which is the quickest; above,
+    and on every backend but ``"reference"``, memory is linear in the rows.
 
     Args:
         backend: a key of `merc_kernels.backends`, or None.
@@ -76,7 +76,7 @@ class ClipLoss(nn.Module):
 
 
 def _is_plain(backend: str | None, images: Tensor) -> bool:
-    """Whether one matrix is taken: of few pairs, unless another backend than the reference is asked for."""
+    """Whether a matrix is held: of few pairs, unless another backend than the reference is asked for."""
     offered = ("reference", "cpu", "cuda", "triton", "torch")  # the first, where nothing is asked for
     return len(images) ** 2 <= PLAIN and backends.choose(backend, "ClipLoss", images, None, offered) == "reference"
 
