@@ -15,6 +15,7 @@ SWEEPS = 3  # samples on a GPU, each of many calls
 LONGEST = 0.02  # seconds of a call on a GPU from which on a clock is good enough, and the cache does not matter
 MOST_ROUNDS, FEWEST_ROUNDS = 40, 3
 Times = list[float]  # milliseconds
+Timer = Callable[[], float]  # seconds
 
 
 def quantiles(values: Times) -> dict[str, float | int]:
@@ -24,10 +25,13 @@ def quantiles(values: Times) -> dict[str, float | int]:
     return {**numbers, "samples": len(values)}
 
 
-def interleaved(calls: Mapping[str, Call], seconds: float, device: str) -> dict[str, Times | Exception]:
+def interleaved(
+    calls: Mapping[str, Call], seconds: float, device: str, timer: Timer = time.perf_counter
+) -> dict[str, Times | Exception]:
     """Milliseconds of each call, or what it raised; ``seconds`` is what one of them may take.
 
-    A call with fewer samples than others has them spread evenly over the run.
+    A call with fewer samples than others has them spread evenly over the run. Of one thread on the CPU,
+    ``time.process_time`` as the timer leaves out what other processes take.
     """
     times: dict[str, Times] = {}
     errors: dict[str, Exception] = {}
@@ -35,7 +39,10 @@ def interleaved(calls: Mapping[str, Call], seconds: float, device: str) -> dict[
     for name, call in calls.items():
         try:
             call()
-            sample, rounds = (_on_a_gpu if device == "cuda" else _on_the_cpu)(call, clock(call, device), seconds)
+            first = clock(call, device, 1, timer)
+            sample, rounds = (
+                _on_a_gpu(call, first, seconds) if device == "cuda" else _on_the_cpu(call, first, seconds, timer)
+            )
             times[name] = []
             plan += [((index + 0.5) / rounds, name, sample) for index in range(rounds)]
         except Exception as error:  # whatever a peer raises is its result, and the others go on
@@ -49,16 +56,16 @@ def interleaved(calls: Mapping[str, Call], seconds: float, device: str) -> dict[
     return times | errors
 
 
-def clock(call: Call, device: str, repeat: int = 1) -> float:
+def clock(call: Call, device: str, repeat: int = 1, timer: Timer = time.perf_counter) -> float:
     """Seconds of a call."""
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = timer()
     for _ in range(repeat):
         call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeat
+    return (timer() - start) / repeat
 
 
 def rounds_of(sample: float, seconds: float) -> int:
@@ -66,9 +73,9 @@ def rounds_of(sample: float, seconds: float) -> int:
     return min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(seconds / sample)))
 
 
-def _on_the_cpu(call: Call, first: float, seconds: float) -> tuple[Callable[[], Times], int]:
+def _on_the_cpu(call: Call, first: float, seconds: float, timer: Timer) -> tuple[Callable[[], Times], int]:
     repeat = max(1, math.ceil(SHORTEST / first))
-    return lambda: [clock(call, "cpu", repeat) * 1e3], rounds_of(first * repeat, seconds)
+    return lambda: [clock(call, "cpu", repeat, timer) * 1e3], rounds_of(first * repeat, seconds)
 
 
 def _on_a_gpu(call: Call, first: float, seconds: float) -> tuple[Callable[[], Times], int]:

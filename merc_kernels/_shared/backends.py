@@ -15,10 +15,11 @@ from torch import Tensor
 from merc_kernels._shared import checks, default, first_use, torch_private
 
 _C: Any = None
+_no_extension: ImportError | None = None
 try:
     _C = importlib.import_module("merc_kernels._C")  # registers the compiled operators
 except ImportError as error:
-    _no_extension = str(error)
+    _no_extension = error
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked here: Dynamo cannot trace the question
 _ON = "on"
@@ -231,10 +232,13 @@ def _interpreted() -> bool:
 
 
 def _compiled_state() -> str:
-    if _C is None:
-        advice = "install with a C++ compiler and pip's --no-build-isolation"
-        return f"off: the compiled extension is missing ({_no_extension}); {advice}"
-    return _ON
+    if _C is not None:
+        return _ON
+    advice = "with a C++ compiler and pip's --no-build-isolation"
+    if isinstance(_no_extension, ModuleNotFoundError):
+        return f"off: the compiled extension is missing ({_no_extension}); install {advice}"
+    beside = f"it does not load beside PyTorch {torch.__version__}, and was built beside another"
+    return f"off: the compiled extension is here, but {beside} ({_no_extension}); install again {advice}"
 
 
 def _cuda_state() -> str:

@@ -3,15 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from merc_kernels._shared import checks
+from merc_kernels._shared import backends, checks, torch_private
 from merc_kernels.focal_contrastive import focal_contrastive_loss
+
+PLAIN = 1 << 24  # elements up to which a matrix is held: three products, of which the fused form computes eight
 
 
 class ClipLoss(nn.Module):
     """Images against texts and texts against images; open_clip's ``ClipLoss`` of one process.
 
     ``logit_scale``, a number or a tensor, gets its gradient. The features are taken as they are: open_clip's models
-    normalise theirs.
+    normalise theirs. Up to 4096 pairs a call that names no backend holds an N x N matrix, which is the quickest; above,
+    and on every backend but ``"reference"``, memory is linear in the rows.
 
     Args:
         backend: a key of `merc_kernels.backends`, or None.
@@ -49,18 +52,39 @@ class ClipLoss(nn.Module):
         for name, features in (("image_features", image_features), ("text_features", text_features)):
             checks.tensor(name, features, checks.FLOAT, None, ("N", "D"))
         checks.tensor("text_features", text_features, checks.FLOAT, image_features.device, tuple(image_features.shape))
-        pairs = torch.arange(len(image_features), device=image_features.device)
         dtype = torch.promote_types(image_features.dtype, text_features.dtype)
-        image_features, text_features = image_features.to(dtype), text_features.to(dtype)
-        loss = focal_contrastive_loss(
-            torch.stack((image_features, text_features)),
+        images, texts = image_features.to(dtype), text_features.to(dtype)
+        if torch_private.untraced(_is_plain, self.backend, images):
+            loss = _plain(images, texts, logit_scale)
+        else:
+            loss = self._fused(images, texts, logit_scale)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _fused(self, images: Tensor, texts: Tensor, logit_scale: float | Tensor) -> Tensor:
+        pairs = torch.arange(len(images), device=images.device)
+        return focal_contrastive_loss(
+            torch.stack((images, texts)),
             pairs,
             temperature=1 / logit_scale,
             gamma=0.0,
-            ref_embeddings=torch.stack((text_features, image_features)),
+            ref_embeddings=torch.stack((texts, images)),
             ref_labels=pairs,
             ref_only=True,
             normalize=False,
             backend=self.backend,
         )
-        return {"contrastive_loss": loss} if output_dict else loss
+
+
+def _is_plain(backend: str | None, images: Tensor) -> bool:
+    """Whether a matrix is held: of few pairs, unless another backend than the reference is asked for."""
+    offered = ("reference", "cpu", "cuda", "triton", "torch")  # the first, where nothing is asked for
+    return len(images) ** 2 <= PLAIN and backends.choose(backend, "ClipLoss", images, None, offered) == "reference"
+
+
+def _plain(images: Tensor, texts: Tensor, logit_scale: float | Tensor) -> Tensor:
+    """One matrix for both directions; its diagonal are the pairs."""
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    with torch.autocast(images.device.type, enabled=False):
+        logits = images.to(dtype) * logit_scale @ texts.to(dtype).mT  # [N, N]
+        both = (logits.logsumexp(0) + logits.logsumexp(1)) / 2
+        return (both - logits.diagonal()).sum() / max(1, len(images))

@@ -13,12 +13,12 @@ def test_a_project_is_measured():
     project = next(project for project in drop_in.projects() if project.name == "SDT, from logits")
     row = drop_in.measured(project, seconds=1e-3)
     assert max(row["value_difference"], row["gradient_difference"]) < 1e-5
-    assert row["gradient_before"] == "NaN"
+    assert (row["nan_before"], row["nan_after"]) == ("4 of 4", "0 of 4")
     text = drop_in.table(
         {"environment": {"threads": 2, "cpu": "c", "torch": "t", "commit": "0", "command": "x"}, "rows": [row]}
     )
     assert "SDT, from logits" in text
-    assert "(real rows; padding makes theirs NaN)" in text
+    assert "(real rows; NaN in 4 of 4 parameters, ours 0 of 4)" in text
 
 
 def test_the_document_shows_the_committed_result():
@@ -35,4 +35,5 @@ def test_what_was_measured_agrees():
         "SDT",
         "CLIP",
     }
+    assert [row["size"] for row in rows if row["project"] == "MultiEMO"] == [f"N {n}, D 256" for n in drop_in.ROWS]
     assert all(max(row["value_difference"], row["gradient_difference"]) < 3e-6 for row in rows)

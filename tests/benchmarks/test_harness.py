@@ -208,7 +208,7 @@ def test_rounds_are_bounded():
 def test_calls_are_interleaved(monkeypatch):
     order = []
 
-    def clock(call, device, repeat=1):
+    def clock(call, device, repeat, timer):
         call()
         return 0.01 if order[-1] == "c" else 0.004
 
@@ -218,6 +218,11 @@ def test_calls_are_interleaved(monkeypatch):
     order = order[6:]  # the first of each warms it up, the second says how long it takes
     assert [name for name in order if name != "c"] == ["a", "b"] * 7
     assert [index // 6 for index, name in enumerate(order) if name == "c"] == [0, 1, 2]  # spread evenly
+
+
+def test_the_processor_s_time_leaves_out_what_passes_meanwhile():
+    times = interleaved({"sleeps": lambda: time.sleep(0.01)}, 0.01, "cpu", time.process_time)["sleeps"]
+    assert max(times) < 5
 
 
 def test_one_that_raises_does_not_stop_the_others():

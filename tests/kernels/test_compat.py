@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from merc_kernels import compat, kd_divergence
+from merc_kernels import compat, kd_divergence, use_backend
+from merc_kernels.compat import clip
 from tests.kernels import published
 from tests.numerics import assert_accurate, assert_equal_fp64
 
@@ -172,14 +173,42 @@ def grads(value, *leaves):
 
 
 @pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("plain", [0, 100])
 @pytest.mark.parametrize(("pairs", "scale"), [(2, 2.0), (9, 14.0)])
-def test_clip(pairs, scale, normalized):
+def test_clip(pairs, scale, plain, normalized, monkeypatch):
+    monkeypatch.setattr(clip, "PLAIN", plain)
     images, texts = rows(pairs, 5), rows(pairs, 5, seed=1)
     if normalized:
         images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
     agree(compat.ClipLoss(), published.clip, images, texts, torch.tensor(scale))
     assert abs(compat.ClipLoss()(images[:1], texts[:1], 10.0)) < 1e-12  # one pair: nothing to tell it from
     assert set(compat.ClipLoss(rank=0, world_size=1)(images, texts, 10.0, output_dict=True)) == {"contrastive_loss"}
+
+
+def test_clip_holds_a_matrix_of_few_pairs_alone_and_follows_the_backend_that_is_asked_for(monkeypatch):
+    images, texts = rows(9, 5), rows(9, 5, seed=1)
+    fused = []
+    monkeypatch.setattr(clip, "focal_contrastive_loss", lambda *_, **options: fused.append(options["backend"]))
+    assert compat.ClipLoss()(images, texts, 10.0) == compat.ClipLoss(backend="reference")(images, texts, 10.0)
+    assert fused == []
+    compat.ClipLoss(backend="torch")(images, texts, 10.0)
+    with use_backend("torch"):
+        compat.ClipLoss()(images, texts, 10.0)
+    monkeypatch.setattr(clip, "PLAIN", 80)
+    compat.ClipLoss()(images, texts, 10.0)
+    assert fused == ["torch", None, None]
+
+
+def test_clip_of_16_bits_is_computed_in_float32_and_of_nothing_is_0():
+    halves = [F.normalize(rows(9, 5, seed=seed), dim=-1).bfloat16() for seed in (0, 1)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = compat.ClipLoss()(*halves, torch.tensor(14.0))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, published.clip(*(x.float() for x in halves), 14.0))
+    nothing = torch.zeros(0, 5, requires_grad=True)
+    loss = compat.ClipLoss()(nothing, nothing, 14.0)
+    loss.backward()
+    assert loss == 0
 
 
 X, Y = rows(3, 2), torch.tensor([0, 1, 0])
