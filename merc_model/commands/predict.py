@@ -43,7 +43,9 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         help=".npz or .json; .csv, .tsv or .jsonl: extracted first",
     )
     command.add_argument(
-        "--stream", action="store_true", help="answer JSON lines as they come, from CONVERSATION or the standard input"
+        "--stream",
+        action="store_true",
+        help="answer lines of JSON or CSV as they come, from CONVERSATION or the standard input",
     )
     command.add_argument(
         "--out", type=Path, metavar="FILE", help=".html (a page), .csv or .json (default: print, as CSV)"
@@ -110,11 +112,20 @@ def _predict(options: argparse.Namespace) -> None:
 def _stream(options: argparse.Namespace) -> None:
     if options.out is not None:
         raise UserError("--out: --stream answers on the standard output, and draws no timeline")
-    if RunFolder(options.folder).record().config.finetune_text:
-        raise UserError("--stream reads features, but the run makes those of text from words; give it a CONVERSATION")
-    model = load(options.folder, device_of(options.device))
-    lines = sys.stdin.buffer if options.conversation is None else lines_of(options.conversation)
-    for row in answers(model, lines, lambda line: print(line, file=sys.stderr, flush=True)):
+    if options.dialogue is not None:
+        raise UserError("--dialogue: --stream answers every line; each names its dialogue itself")
+    device, record = device_of(options.device), RunFolder(options.folder).record()
+    model, settings = load(options.folder, device), _extraction(options.folder)
+    path: Path | None = options.conversation
+    rows = answers(
+        model,
+        sys.stdin.buffer if path is None else lines_of(path),
+        lambda line: print(line, file=sys.stderr, flush=True),
+        live=None if settings is None else lambda: extraction.live(settings, model.modalities, str(device)),
+        folder=Path() if path is None else path.parent,
+        words=record.config.finetune_text,
+    )
+    for row in rows:
         print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
@@ -156,16 +167,23 @@ def _read(
     record = folder.record()
     settings = record.corpus.get("extraction")
     if path.suffix.lower() in extraction.TABLES:
-        if record.config.finetune_text:
-            settings = finetune.settings(folder, record).json()
+        settings, modalities = _extraction(options.folder), record.corpus["dims"]
         return extraction.conversation(
-            path, settings, label_names, str(device), recordings=recordings, dialogue=dialogue
+            path, settings, modalities, label_names, str(device), recordings=recordings, dialogue=dialogue
         )
     conversation = read_conversation(path, label_names, dialogue=dialogue, warn=warn)
     if record.config.finetune_text:
         conversation = finetune.retold(folder, record, conversation, device)
     extraction.refuse_other_features(path, conversation.extraction, settings)
     return conversation
+
+
+def _extraction(run: Path) -> str | None:
+    """How a run's features are made, if merc extract did; with the encoder that it fine-tuned, where it did."""
+    folder = RunFolder(run)
+    record = folder.record()
+    extraction: str | None = record.corpus.get("extraction")
+    return finetune.settings(folder, record).json() if record.config.finetune_text else extraction
 
 
 def _free(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from merc_model.errors import UserError
 from merc_model.extract.cache import Cache
 from merc_model.extract.features import extract
 from merc_model.extract.layouts import LABELS, LAYOUTS, read_iemocap, read_meld
+from merc_model.extract.live import Live
 from merc_model.extract.measures import MEASURES
 from merc_model.extract.rows import Work
 from merc_model.extract.settings import Settings
@@ -90,6 +92,7 @@ def run(options: argparse.Namespace) -> Corpus:
 def conversation(
     path: Path,
     extraction: str | None,
+    modalities: Iterable[str],
     label_names: list[str],
     device: str,
     *,
@@ -98,14 +101,12 @@ def conversation(
 ) -> Corpus:
     """The one conversation of a table, or the one that ``dialogue`` says, with the features a run was trained on.
 
-    Without ``recordings`` the files that the table names are not opened.
+    Those are of ``modalities``: there may have been no recordings. Without ``recordings`` the files that the table
+    names are not opened.
     """
     if extraction is None:
         raise UserError(f"{path}: the run's corpus was not made by merc extract, so its features cannot be made here")
-    settings = Settings.of(extraction)
-    changed = settings.difference(replace(settings, contents=settings.contents | settings.with_contents().contents))
-    if changed:
-        raise UserError(f"{path}: the run was trained with the {changed} than they have now")
+    settings = _unchanged(extraction, modalities)
     utterances = [replace(utterance, label="", split="test") for utterance in read_tables([path])]
     if dialogue is not None:
         utterances = [utterance for utterance in utterances if utterance.dialogue == dialogue]
@@ -118,6 +119,20 @@ def conversation(
         utterances = [replace(utterance, media=None) for utterance in utterances]
     work = Work(Cache(Path(":memory:")), device=device, warn=_warn)
     return extract(utterances, settings, work, name=path.stem, label_names=label_names)
+
+
+def live(extraction: str, modalities: Iterable[str], device: str) -> Live:
+    """What makes the features that a run was trained on, an utterance at a time."""
+    return Live(_unchanged(extraction, modalities), device)
+
+
+def _unchanged(extraction: str, modalities: Iterable[str]) -> Settings:
+    """The settings of some modalities; a UserError where an encoder is not what it was."""
+    settings = Settings.of(extraction).only(modalities)
+    changed = settings.difference(replace(settings, contents=settings.contents | settings.with_contents().contents))
+    if changed:
+        raise UserError(f"the run was trained with the {changed} than they have now")
+    return settings
 
 
 def refuse_other_features(path: Path, extraction: str | None, of_run: str | None) -> None:

@@ -151,8 +151,8 @@ def _player(sources: dict[Path, str]) -> str:
     data = "".join(f' data-source{number}="{plain(url)}"' for number, url in enumerate(sources.values()))
     return (
         f'<{kind} id="player" controls preload="metadata"{data}></{kind}>'
-        '<p id="note" role="status" hidden>The recording is not where it was; choose it:</p>'
-        '<p><label>Recording <input type="file" id="file" accept="audio/*,video/*"></label></p>'
+        '<p id="note" role="status" hidden><label>The recording is not where it was; choose it: '
+        '<input type="file" id="file" accept="audio/*,video/*"></label></p>'
         '<p><label><input type="checkbox" id="follow" checked> follow while it plays</label></p>'
     )
 

@@ -175,7 +175,7 @@ def test_the_command_line(encoder: Path, tmp_path: Path, capsys: pytest.CaptureF
     line = failure(["predict", str(run), str(tmp_path / "talk.json")], capsys)
     assert "has no transcript, and the run reads text with an encoder of its own" in line
     assert "merc ablate" in failure(["ablate", "--data", str(data), "--set", "finetune_text=true"], capsys)
-    assert "--stream reads features" in failure(["predict", str(run), "--stream"], capsys)
+    assert "not causal" in failure(["predict", str(run), "--stream"], capsys)
     capsys.readouterr()
     assert main([*command, "--out", str(run), "--resume"]) == 0  # without the encoder it began with
     shutil.rmtree(run / "encoder")
