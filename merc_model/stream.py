@@ -57,7 +57,7 @@ def answers(
     *,
     live: Callable[[], Live] | None = None,
     folder: Path = Path(),
-    words: bool = False,
+    words_alone: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """A row for each line that can be read; ``complain`` takes a sentence on every other, which is as if never said.
 
@@ -67,7 +67,7 @@ def answers(
         complain: told of lines that cannot be read, and of recordings that cannot be.
         live: makes what reads words and recordings, when the first come; None: nothing can.
         folder: where recordings lie.
-        words: text comes as words alone, since the model reads them with an encoder of its own.
+        words_alone: text comes as no numbers, since the model reads them with an encoder of its own.
 
     Raises:
         UserError: a model that is not causal; words where nothing reads them; at the end, lines that could not be read.
@@ -86,7 +86,7 @@ def answers(
             values = read(line)
             if values is None:
                 continue
-            name, utterance, rows = _understood(model, values, folder, words)
+            name, utterance, rows = _understood(model, values, folder, words_alone)
             if name != conversation.name:
                 conversation = _empty(model, name)
         except UserError as error:
@@ -220,7 +220,7 @@ def _json(line: bytes) -> dict[str, Any]:
 
 
 def _understood(
-    model: MercModel, values: dict[str, Any], folder: Path, words: bool
+    model: MercModel, values: dict[str, Any], folder: Path, words_alone: bool
 ) -> tuple[str | None, Utterance, dict[str, NDArray[Any]]]:
     """Dialogue, utterance and given features of a line."""
     said = {key: "" if values.get(key) is None else str(values[key]) for key in ("dialogue", "speaker", *_WORDS)}
@@ -228,7 +228,7 @@ def _understood(
     rows: dict[str, NDArray[Any]] = {}
     if isinstance(given["text"], str):
         said["text"] = given.pop("text").strip()
-    elif words and given["text"] is not None:
+    elif words_alone and given["text"] is not None:
         raise UserError("text: expected words: the run reads them with an encoder of its own")
     for modality, row in given.items():
         dim = model.dims.get(modality)

@@ -123,7 +123,7 @@ def _stream(options: argparse.Namespace) -> None:
         lambda line: print(line, file=sys.stderr, flush=True),
         live=None if settings is None else lambda: extraction.live(settings, model.modalities, str(device)),
         folder=Path() if path is None else path.parent,
-        words=record.config.finetune_text,
+        words_alone=record.config.finetune_text,
     )
     for row in rows:
         print(json.dumps(row, ensure_ascii=False), flush=True)

@@ -144,7 +144,7 @@ def test_a_run_with_an_encoder_of_its_own_takes_words_alone(run: Path) -> None:
     told: list[str] = []
     lines = [b'{"text": "no"}', b'{"text": [0, 0, 0, 0, 0, 0, 0, 0]}', b'{"text": "hello"}']
     settings = Settings(text=str(run / "encoder"), text_speakers=True)
-    rows = answers(load(run / "run"), lines, told.append, live=lambda: Live(settings), words=True)
+    rows = answers(load(run / "run"), lines, told.append, live=lambda: Live(settings), words_alone=True)
     assert [row["line"] for row in (next(rows), next(rows))] == [1, 3]
     assert told == ["line 2: text: expected words: the run reads them with an encoder of its own; left out"]
 
