@@ -34,6 +34,7 @@ from merc_model.model import MercModel
 from merc_model.size import build
 
 FORMAT = 2
+ENCODER = "encoder"  # of the files of a run folder
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class RunFolder:
     """A run on disk."""
 
     path: Path
+
+    @property
+    def encoder(self) -> Path:
+        """The fine-tuned text encoder, where there is one."""
+        return self.path / ENCODER
 
     @property
     def finished(self) -> bool:

@@ -7,7 +7,6 @@ which `merc_model.extract` makes features, so that a run's encoder reads new wor
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
-from merc_model.checkpoint import Record, RunFolder
+from merc_model.checkpoint import ENCODER, Record, RunFolder
 from merc_model.config import IGNORE_INDEX, TEACHER, Config
 from merc_model.data.corpus import Corpus
 from merc_model.errors import UserError
@@ -29,8 +28,8 @@ from merc_model.extract.rows import Work, read_texts, text_rows
 from merc_model.extract.settings import Settings
 from merc_model.extract.table import Utterance
 from merc_model.extract.text import TextEncoder
+from merc_model.files import write_folder
 
-_ENCODER = "encoder"  # of the files of a run folder
 _STATE = "finetune.pt"
 _CACHE = "text.cache"
 _WARMUP = 0.1  # share of the steps
@@ -61,7 +60,7 @@ def recorded(record: Record, corpus: Corpus) -> Record:
 
 def tuned(folder: RunFolder, record: Record, corpus: Corpus, device: torch.device) -> Corpus:
     """The corpus with the features of the run's encoder, which is trained first where it is not there yet."""
-    target = folder.path / _ENCODER
+    target = folder.encoder
     if not target.is_dir():
         encoder = TextEncoder(_encoder_name(record.config, corpus), device=str(device))
         _train(folder, record, corpus, encoder, device)
@@ -72,7 +71,7 @@ def tuned(folder: RunFolder, record: Record, corpus: Corpus, device: torch.devic
 
 def settings(folder: RunFolder, record: Record) -> Settings:
     """How features are made with the encoder in a run folder, wherever that lies now."""
-    encoder = folder.path / _ENCODER
+    encoder = folder.encoder
     if not encoder.is_dir():
         raise UserError(f"{encoder}: is not there: the text encoder that the run has fine-tuned")
     recorded = Settings.of(record.corpus["extraction"])
@@ -168,22 +167,18 @@ def _prepared(model: Any, config: Config) -> Any:
 
 
 def _save(encoder: TextEncoder, target: Path) -> None:
-    """Write the encoder beside ``target``, then move it there in one step."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        encoder.model.save_pretrained(partial)
-        encoder.tokenizer.save_pretrained(partial)
-        partial.replace(target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from None
+    def write(folder: Path) -> None:
+        encoder.model.save_pretrained(folder)
+        encoder.tokenizer.save_pretrained(folder)
+
+    write_folder(target, write)
 
 
 def _settings(extraction: str | None, config: Config) -> Settings:
     """How the run's features are made: text by its own encoder, all else as before."""
     before = Settings(audio=None) if extraction is None else Settings.of(extraction)
     contents = {name: value for name, value in before.contents.items() if name != TEACHER}
-    text: dict[str, Any] = {"text": _ENCODER, "text_pooling": "mean", "text_context": config.finetune_context}
+    text: dict[str, Any] = {"text": ENCODER, "text_pooling": "mean", "text_context": config.finetune_context}
     return replace(before, **text, text_speakers=True, contents=contents)
 
 

@@ -1,18 +1,22 @@
 """A predictor in a folder to share, with its card, by the conventions of the Hugging Face Hub.
 
-Such a folder is a run folder of three files and the card README.md, so `merc_model.load` and the command line read it
-too, without huggingface_hub; and a run folder is one that `PretrainedPredictor.from_pretrained` reads.
+Such a folder is a run folder of three files and the card README.md, and of the text encoder where the run fine-tuned
+one. So `merc_model.load` and the command line read it too, without huggingface_hub; and a run folder is one that
+`PretrainedPredictor.from_pretrained` reads.
 """
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
 
 from merc_model.card import METRICS, card, measured
-from merc_model.checkpoint import RunFolder, load
+from merc_model.checkpoint import ENCODER, RunFolder, load
+from merc_model.files import write_folder
 from merc_model.model import MercModel
 from merc_model.predictor import Predictor
 
@@ -26,10 +30,14 @@ class PretrainedPredictor(Predictor, PyTorchModelHubMixin):
         model: a trained model.
         run: the contents of its config.json.
         metrics: the contents of its metrics.json.
+        encoder: the folder of its fine-tuned text encoder, which goes along where it is saved; or None.
     """
 
-    def __init__(self, model: MercModel, run: dict[str, Any], metrics: dict[str, Any]) -> None:
+    def __init__(
+        self, model: MercModel, run: dict[str, Any], metrics: dict[str, Any], encoder: Path | None = None
+    ) -> None:
         super().__init__(model)
+        self.encoder = encoder
         source = run["corpus"]["source"]  # its folder is nobody's business
         self.run = {**run, "corpus": {**run["corpus"], "source": None if source is None else Path(source).name}}
         self.metrics = metrics
@@ -63,6 +71,9 @@ class PretrainedPredictor(Predictor, PyTorchModelHubMixin):
         folder = RunFolder(save_directory)
         folder.write_json("config.json", self.run)
         folder.write_model(self.model)
+        if self.encoder is not None and self.encoder.resolve() != folder.encoder.resolve():
+            shutil.rmtree(folder.encoder, ignore_errors=True)
+            write_folder(folder.encoder, partial(shutil.copytree, self.encoder))
         folder.write_json("metrics.json", self.metrics)
 
     @classmethod
@@ -88,7 +99,9 @@ class PretrainedPredictor(Predictor, PyTorchModelHubMixin):
                 force_download=force_download,
                 local_files_only=local_files_only,
                 token=token,
-                allow_patterns=list(_FILES),
+                allow_patterns=[*_FILES, f"{ENCODER}/*"],
             )
         folder = RunFolder(Path(model_id))
-        return cls(load(folder.path, device), folder.read_json("config.json"), folder.read_json("metrics.json"))
+        config, metrics = folder.read_json("config.json"), folder.read_json("metrics.json")
+        encoder = folder.encoder if folder.encoder.is_dir() else None
+        return cls(load(folder.path, device), config, metrics, encoder)

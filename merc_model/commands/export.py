@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from merc_model.checkpoint import load
+from merc_model.checkpoint import ENCODER, RunFolder, load
 from merc_model.errors import UserError
 from merc_model.export import SUFFIXES, export, share
 
@@ -33,7 +33,8 @@ def _export(options: argparse.Namespace) -> None:
     model = load(options.folder)
     if options.to == "hub":
         share(options.folder, out)
-        print(f"{out}: config.json, model.safetensors, metrics.json and the card README.md")
+        encoder = f"{ENCODER}/, " if RunFolder(out).encoder.is_dir() else ""
+        print(f"{out}: config.json, model.safetensors, metrics.json, {encoder}and the card README.md")
     else:
         difference = export(model, options.to, out)
         widths = ", ".join(f"{modality} {dim}" for modality, dim in model.dims.items())

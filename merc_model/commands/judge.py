@@ -16,7 +16,6 @@ from merc_model.commands.shown import MADE_UP, note, print_metrics
 from merc_model.config import MODALITIES
 from merc_model.data.corpus import SPLITS, Corpus
 from merc_model.data.notes import missing_rows
-from merc_model.data.spoken import read_words
 from merc_model.errors import UserError
 from merc_model.evaluation import predict
 from merc_model.extract import command as extraction
@@ -79,7 +78,6 @@ def _report(options: argparse.Namespace) -> None:
         label_names=model.label_names,
         prototypes=model.prototypes.detach().float().cpu().numpy() if config.fcl and config.elcl else None,
         history=folder.history(),
-        words=None if path is None else read_words(path, corpus),
     )
     data = run_page(judged)
     write_whole(out, lambda file: file.write(data))

@@ -10,11 +10,8 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from merc_model import finetune, report
 from merc_model.checkpoint import RunFolder, load
@@ -23,7 +20,7 @@ from merc_model.commands.shown import note
 from merc_model.data.conversation import read_conversation
 from merc_model.data.corpus import Corpus
 from merc_model.data.notes import missing_rows
-from merc_model.data.spoken import Spoken, read_spoken
+from merc_model.data.spoken import Spoken
 from merc_model.errors import UserError
 from merc_model.evaluation import FUSED, Predictions, answer, predict
 from merc_model.extract import command as extraction
@@ -46,12 +43,15 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         help=".npz or .json; .csv, .tsv or .jsonl: extracted first",
     )
     command.add_argument(
-        "--stream", action="store_true", help="answer JSON lines as they come, from CONVERSATION or the standard input"
+        "--stream",
+        action="store_true",
+        help="answer lines of JSON or CSV as they come, from CONVERSATION or the standard input",
     )
     command.add_argument(
         "--out", type=Path, metavar="FILE", help=".html (a page), .csv or .json (default: print, as CSV)"
     )
     command.add_argument("--force", action="store_true", help="overwrite FILE and its picture where they exist")
+    command.add_argument("--dialogue", metavar="ID", help="which conversation, where CONVERSATION holds several")
     command.add_argument("--device", default="auto", metavar="D")
 
     command = commands.add_parser(
@@ -84,7 +84,7 @@ def _predict(options: argparse.Namespace) -> None:
         picture = _free(picture)
     model = load(options.folder, device_of(options.device))
     notes: list[str] = []
-    conversation, spoken = _read(options, options.conversation, model.label_names, notes.append)
+    conversation = _read(options, options.conversation, model.label_names, notes.append, dialogue=options.dialogue)
     predictions = predict(model, conversation, conversation.dialogues("test"))
     notes += missing_rows(conversation, conversation.dialogues("test"))
     lacking = [modality for modality in model.modalities if modality not in conversation.features]
@@ -95,7 +95,7 @@ def _predict(options: argparse.Namespace) -> None:
         sys.stdout.write(_csv(rows))
     elif kind == ".html":
         made = f"Emotions as the model in {options.folder} predicts them; it can be wrong."
-        data = talk(conversation.name, made, probabilities, model.label_names, spoken, out.parent)
+        data = talk(conversation.name, made, probabilities, model.label_names, Spoken.of(conversation), out.parent)
         write_whole(out, lambda file: file.write(data))
     else:
         text = _csv(rows) if kind == ".csv" else json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
@@ -112,11 +112,20 @@ def _predict(options: argparse.Namespace) -> None:
 def _stream(options: argparse.Namespace) -> None:
     if options.out is not None:
         raise UserError("--out: --stream answers on the standard output, and draws no timeline")
-    if RunFolder(options.folder).record().config.finetune_text:
-        raise UserError("--stream reads features, but the run makes those of text from words; give it a CONVERSATION")
-    model = load(options.folder, device_of(options.device))
-    lines = sys.stdin.buffer if options.conversation is None else lines_of(options.conversation)
-    for row in answers(model, lines, lambda line: print(line, file=sys.stderr, flush=True)):
+    if options.dialogue is not None:
+        raise UserError("--dialogue: --stream answers every line; each names its dialogue itself")
+    device, record = device_of(options.device), RunFolder(options.folder).record()
+    model, settings = load(options.folder, device), _extraction(options.folder)
+    path: Path | None = options.conversation
+    rows = answers(
+        model,
+        sys.stdin.buffer if path is None else lines_of(path),
+        lambda line: print(line, file=sys.stderr, flush=True),
+        live=None if settings is None else lambda: extraction.live(settings, model.modalities, str(device)),
+        folder=Path() if path is None else path.parent,
+        words_alone=record.config.finetune_text,
+    )
+    for row in rows:
         print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
@@ -127,9 +136,10 @@ def _serve(options: argparse.Namespace) -> None:
     made = f"Emotions as the model in {options.folder} predicts them; it can be wrong."
 
     def answer(path: Path, name: str) -> bytes:
-        conversation, spoken = _read(options, path, model.label_names, recordings=False)
+        conversation = _read(options, path, model.label_names, recordings=False)
         predictions = predict(model, conversation, conversation.dialogues("test"))
-        return talk(name, made, predictions.probabilities[FUSED], model.label_names, spoken, None)
+        probabilities = predictions.probabilities[FUSED]
+        return talk(name, made, probabilities, model.label_names, Spoken.of(conversation), None)
 
     kinds = (
         ".npz",
@@ -150,22 +160,30 @@ def _read(
     warn: Callable[[str], None] = lambda line: None,
     *,
     recordings: bool = True,
-) -> tuple[Corpus, Spoken]:
-    """A conversation, extracted where it is a table, and what people read of it."""
+    dialogue: str | None = None,
+) -> Corpus:
+    """A conversation, extracted where it is a table."""
     folder, device = RunFolder(options.folder), device_of(options.device)
     record = folder.record()
     settings = record.corpus.get("extraction")
     if path.suffix.lower() in extraction.TABLES:
-        if record.config.finetune_text:
-            settings = finetune.settings(folder, record).json()
-        return extraction.conversation(path, settings, label_names, str(device), recordings=recordings)
-    conversation = read_conversation(path, label_names, warn=warn)
-    spoken = read_spoken(path, conversation)
+        settings, modalities = _extraction(options.folder), record.corpus["dims"]
+        return extraction.conversation(
+            path, settings, modalities, label_names, str(device), recordings=recordings, dialogue=dialogue
+        )
+    conversation = read_conversation(path, label_names, dialogue=dialogue, warn=warn)
     if record.config.finetune_text:
-        told = replace(conversation, transcript=np.array(spoken.words), speaker_names=np.array(spoken.speakers))
-        conversation = finetune.retold(folder, record, told, device)
+        conversation = finetune.retold(folder, record, conversation, device)
     extraction.refuse_other_features(path, conversation.extraction, settings)
-    return conversation, spoken
+    return conversation
+
+
+def _extraction(run: Path) -> str | None:
+    """How a run's features are made, if merc extract did; with the encoder that it fine-tuned, where it did."""
+    folder = RunFolder(run)
+    record = folder.record()
+    extraction: str | None = record.corpus.get("extraction")
+    return finetune.settings(folder, record).json() if record.config.finetune_text else extraction
 
 
 def _free(path: Path) -> Path:

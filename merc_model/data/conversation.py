@@ -18,25 +18,27 @@ from numpy.typing import NDArray
 
 from merc_model.config import IGNORE_INDEX, MODALITIES
 from merc_model.data.arrays import as_numbers, worst_column
-from merc_model.data.corpus import Corpus, read_arrays
+from merc_model.data.corpus import SPOKEN, Corpus, located, read_arrays
 from merc_model.data.foreign import what_it_is
 from merc_model.errors import UserError
 
 
 def read_conversation(
-    path: Path, label_names: Sequence[str], *, warn: Callable[[str], None] = lambda line: None
+    path: Path,
+    label_names: Sequence[str],
+    *,
+    dialogue: str | None = None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> Corpus:
     """The conversation in ``path`` as an unlabelled corpus of one dialogue.
 
-    A modality that is missing throughout is the same as one left out; ``warn`` takes a line if its rows hold something.
+    ``dialogue`` says which, where the file is a corpus of several. A modality that is missing throughout is the same
+    as one left out; ``warn`` takes a line if its rows hold something.
 
     Raises:
         UserError: a file that is missing, unreadable or holds no single conversation.
     """
-    arrays = read_file(path)
-    offsets = arrays.get("offsets")
-    if offsets is not None and offsets.size != 2:
-        raise UserError(f"{path}: holds {offsets.size - 1} dialogues; give a file with one conversation")
+    arrays = _arrays(path, dialogue)
     features = {m: as_numbers(f"{path}: {m}", arrays[m]) for m in MODALITIES if m in arrays}
     for modality, rows in list(features.items()):
         if rows.ndim == 2 and np.isnan(rows).any(axis=1).all():
@@ -46,8 +48,9 @@ def read_conversation(
     if not features:
         raise UserError(f"{path}: no features; expected at least one of {', '.join(MODALITIES)}, a row an utterance")
     length = next((len(rows) for rows in features.values() if rows.ndim), 0)
+    names = arrays.get("speaker_names", arrays.get("speakers"))
     return Corpus(
-        name=path.stem,
+        name=path.stem if dialogue is None else f"{path.stem}, {dialogue}",
         features=features,
         labels=np.full(length, IGNORE_INDEX, np.int64),
         speakers=_speakers(path, arrays.get("speakers"), length),
@@ -55,13 +58,27 @@ def read_conversation(
         dialogue_ids=np.array([path.stem]),
         split=np.array(["test"]),
         label_names=np.array(label_names),
+        speaker_names=None if names is None or names.dtype.kind != "U" else names,
+        **{key: arrays[key] for key in SPOKEN if key in arrays and key != "speaker_names"},
         extraction=str(arrays["extraction"]) if "extraction" in arrays else None,
     )
 
 
-def read_file(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays in the file of a conversation; what is null in JSON is NaN or an empty text."""
-    return _read_json(path) if path.suffix.lower() == ".json" else read_arrays(path)
+def _arrays(path: Path, dialogue: str | None) -> dict[str, NDArray[Any]]:
+    """What the file holds, or a corpus of one of its dialogues; recordings by their paths from the working folder."""
+    if dialogue is None:
+        arrays = _read_json(path) if path.suffix.lower() == ".json" else read_arrays(path)
+        if "offsets" in arrays and arrays["offsets"].size != 2:
+            raise UserError(f"{path}: holds {arrays['offsets'].size - 1} dialogues; say which: --dialogue ID")
+        return arrays | ({"media": located(path, arrays["media"])} if "media" in arrays else {})
+    corpus = Corpus.load(path)
+    ids = corpus.dialogue_ids.tolist()
+    if dialogue not in ids:
+        raise UserError(f"{path}: no dialogue {dialogue!r}; expected one of {len(ids)}, such as {ids[0]!r}")
+    rows = corpus.rows(np.array([ids.index(dialogue)]))
+    known = corpus.features | {key: getattr(corpus, key) for key in ("speakers", *SPOKEN)}
+    arrays = {key: values[rows] for key, values in known.items() if values is not None}
+    return arrays | ({} if corpus.extraction is None else {"extraction": np.array(corpus.extraction)})
 
 
 def _speakers(path: Path, speakers: NDArray[Any] | None, length: int) -> NDArray[np.int64]:

@@ -14,6 +14,8 @@ groups               (dialogues,) str    optional: a session, a show, a pair of 
                                          validation may not share
 speaker_names        (U,) str            optional: who says it, across dialogues
 transcript           (U,) str            optional: what is said, empty where that is unknown
+media                (U,) str            optional: the recording it is in, from the file's folder, or empty
+start, end           (U,) float64        optional: where it is in the recording, in seconds; NaN where unknown
 extraction           () str              optional: the settings of ``merc extract``, as JSON
 ===================  ==================  =======================================================
 """
@@ -33,12 +35,14 @@ from merc_model.data.arrays import as_integers, as_numbers, as_strings, worst_co
 from merc_model.data.foreign import what_it_is
 from merc_model.data.splitting import cut, deal
 from merc_model.errors import UserError
-from merc_model.files import write_whole
+from merc_model.files import relative, write_whole
 
 SPLITS = ("train", "valid", "test")
 _INTEGER_ARRAYS = ("labels", "speakers", "offsets")
 _STRING_ARRAYS = ("dialogue_ids", "split", "label_names")
 _OPTIONAL_ARRAYS = ("groups", "speaker_names", "transcript")  # of strings
+_TIMES = ("start", "end")
+SPOKEN = ("speaker_names", "transcript", "media", *_TIMES)  # a value for each utterance, where there are any
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class Corpus:
         groups: ``(dialogues,)`` str, what training and validation may not share, such as a session; or None.
         speaker_names: ``(U,)`` str, who says it, the same name in all dialogues; or None.
         transcript: ``(U,)`` str, what is said, empty where that is unknown; or None.
+        media: ``(U,)`` str, the recording it is in, a path from the working folder, or empty; or None.
+        start: ``(U,)`` float64, where it begins in the recording, in seconds, NaN where that is unknown; or None.
+        end: ``(U,)`` float64, where it ends; or None.
         extraction: the settings that ``merc extract`` made the features with, or None.
 
     Raises:
@@ -76,6 +83,9 @@ class Corpus:
     groups: NDArray[np.str_] | None = None
     speaker_names: NDArray[np.str_] | None = None
     transcript: NDArray[np.str_] | None = None
+    media: NDArray[np.str_] | None = None
+    start: NDArray[np.float64] | None = None
+    end: NDArray[np.float64] | None = None
     extraction: str | None = None
 
     def __post_init__(self) -> None:
@@ -86,8 +96,10 @@ class Corpus:
             object.__setattr__(self, "features", narrowed)
             for key in _INTEGER_ARRAYS:
                 object.__setattr__(self, key, as_integers(key, getattr(self, key)))
-            for key in (*_STRING_ARRAYS, *self._optional()):
+            for key in (*_STRING_ARRAYS, *self._given((*_OPTIONAL_ARRAYS, "media"))):
                 object.__setattr__(self, key, as_strings(key, getattr(self, key)))
+            for key in self._given(_TIMES):
+                object.__setattr__(self, key, as_numbers(key, getattr(self, key)).astype(np.float64))
             problem = self._problem() or self._infinite(given)
         except UserError as error:
             problem = str(error)
@@ -153,10 +165,12 @@ class Corpus:
             split_of[dialogue] = split
         if self.groups is not None and self.groups.shape != (dialogues,):
             return f"groups: expected ({dialogues},), one for each dialogue, got {self.groups.shape}"
-        for key in ("speaker_names", "transcript"):
-            texts = getattr(self, key)
-            if texts is not None and texts.shape != (utterances,):
-                return f"{key}: expected ({utterances},), one for each utterance, got {texts.shape}"
+        for key in self._given(SPOKEN):
+            if getattr(self, key).shape != (utterances,):
+                return f"{key}: expected ({utterances},), one for each utterance, got {getattr(self, key).shape}"
+        impossible = self._impossible_times()
+        if impossible is not None:
+            return impossible
         classes = len(self.label_names)
         if len(set(self.label_names.tolist())) != classes:
             return "label_names: a name stands twice"
@@ -167,6 +181,16 @@ class Corpus:
                 f" got {known.min()} to {known.max()}"
             )
         return None
+
+    def _impossible_times(self) -> str | None:
+        unknown = np.full(len(self.labels), np.nan)
+        start = unknown if self.start is None else self.start
+        end = unknown if self.end is None else self.end
+        wrong = np.flatnonzero((start < 0) | (end <= np.nan_to_num(start)) | np.isinf(start) | np.isinf(end))
+        if not len(wrong):
+            return None
+        row = wrong[0]
+        return f"start and end: expected 0 <= start < end, got {start[row]:g} and {end[row]:g} at {self.place(row)}"
 
     @classmethod
     def load(cls, path: str | Path) -> Corpus:
@@ -183,6 +207,8 @@ class Corpus:
             raise UserError(f"{path}: not a corpus: no array {missing[0]!r} (has {', '.join(arrays) or 'none'})")
         needed += [key for key in _OPTIONAL_ARRAYS if key in arrays]
         return cls(
+            **{key: arrays[key] for key in _TIMES if key in arrays},
+            media=located(path, arrays["media"]) if "media" in arrays else None,
             name=path.stem,
             features={m: arrays[m] for m in MODALITIES if m in arrays},
             **{key: arrays[key] for key in needed},
@@ -192,15 +218,18 @@ class Corpus:
     def save(self, path: str | Path) -> None:
         """Write the corpus to ``path``, whole or not at all."""
         arrays = {**self.features, **{key: getattr(self, key) for key in self._keys()}}
+        arrays |= {key: getattr(self, key) for key in self._given(_TIMES)}
+        if self.media is not None:
+            arrays["media"] = np.array([name and relative(name, Path(path).parent) for name in self.media.tolist()])
         arrays |= {} if self.extraction is None else {"extraction": np.array(self.extraction)}
         write_whole(Path(path), lambda file: np.savez_compressed(file, **arrays))
 
     def _keys(self) -> tuple[str, ...]:
-        """The arrays beside the features."""
-        return (*_INTEGER_ARRAYS, *_STRING_ARRAYS, *self._optional())
+        """The arrays that tell one corpus from another, beside the features: not where its recordings lie."""
+        return (*_INTEGER_ARRAYS, *_STRING_ARRAYS, *self._given(_OPTIONAL_ARRAYS))
 
-    def _optional(self) -> tuple[str, ...]:
-        return tuple(key for key in _OPTIONAL_ARRAYS if getattr(self, key) is not None)
+    def _given(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(key for key in keys if getattr(self, key) is not None)
 
     @property
     def num_classes(self) -> int:
@@ -249,8 +278,7 @@ class Corpus:
             dialogue_ids=self.dialogue_ids[dialogues],
             split=self.split[dialogues],
             groups=None if self.groups is None else self.groups[dialogues],
-            speaker_names=None if self.speaker_names is None else self.speaker_names[rows],
-            transcript=None if self.transcript is None else self.transcript[rows],
+            **{key: getattr(self, key)[rows] for key in self._given(SPOKEN)},
         )
 
     def with_groups(self, rule: str) -> Corpus:
@@ -312,6 +340,13 @@ class Corpus:
 
     def _unit_counts(self, units: list[NDArray[np.int64]]) -> NDArray[np.int64]:
         return np.stack([self.class_counts(unit) for unit in units])
+
+
+def located(path: Path, media: NDArray[Any]) -> NDArray[Any]:
+    """The recordings that the file at ``path`` names, from the working folder."""
+    if media.dtype.kind != "U":  # which the corpus will refuse
+        return media
+    return np.array([name and str(path.parent / name) for name in media.ravel().tolist()]).reshape(media.shape)
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

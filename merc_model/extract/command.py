@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from merc_model.data.corpus import Corpus
-from merc_model.data.spoken import Spoken
 from merc_model.errors import UserError
 from merc_model.extract.cache import Cache
 from merc_model.extract.features import extract
 from merc_model.extract.layouts import LABELS, LAYOUTS, read_iemocap, read_meld
+from merc_model.extract.live import Live
 from merc_model.extract.measures import MEASURES
 from merc_model.extract.rows import Work
 from merc_model.extract.settings import Settings
-from merc_model.extract.table import Utterance, read_tables
+from merc_model.extract.table import read_tables
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
@@ -92,38 +90,49 @@ def run(options: argparse.Namespace) -> Corpus:
 
 
 def conversation(
-    path: Path, extraction: str | None, label_names: list[str], device: str, *, recordings: bool = True
-) -> tuple[Corpus, Spoken]:
-    """The one conversation of a table, with the features a run was trained on, and what people read of it.
+    path: Path,
+    extraction: str | None,
+    modalities: Iterable[str],
+    label_names: list[str],
+    device: str,
+    *,
+    recordings: bool = True,
+    dialogue: str | None = None,
+) -> Corpus:
+    """The one conversation of a table, or the one that ``dialogue`` says, with the features a run was trained on.
 
-    Without ``recordings`` the files that the table names are not opened.
+    Those are of ``modalities``: there may have been no recordings. Without ``recordings`` the files that the table
+    names are not opened.
     """
     if extraction is None:
         raise UserError(f"{path}: the run's corpus was not made by merc extract, so its features cannot be made here")
-    settings = Settings.of(extraction)
-    changed = settings.difference(replace(settings, contents=settings.contents | settings.with_contents().contents))
-    if changed:
-        raise UserError(f"{path}: the run was trained with the {changed} than they have now")
+    settings = _unchanged(extraction, modalities)
     utterances = [replace(utterance, label="", split="test") for utterance in read_tables([path])]
-    if len({utterance.dialogue for utterance in utterances}) > 1:
-        raise UserError(f"{path}: holds several dialogues; give a table with one conversation")
+    if dialogue is not None:
+        utterances = [utterance for utterance in utterances if utterance.dialogue == dialogue]
+    found = {utterance.dialogue for utterance in utterances}
+    if len(found) > 1:
+        raise UserError(f"{path}: holds {len(found)} dialogues; say which: --dialogue ID")
+    if not found:
+        raise UserError(f"{path}: no dialogue {dialogue!r}")
     if not recordings:
         utterances = [replace(utterance, media=None) for utterance in utterances]
     work = Work(Cache(Path(":memory:")), device=device, warn=_warn)
-    corpus = extract(utterances, settings, work, name=path.stem, label_names=label_names)
-    return corpus, _spoken(utterances, corpus)
+    return extract(utterances, settings, work, name=path.stem, label_names=label_names)
 
 
-def _spoken(utterances: Sequence[Utterance], corpus: Corpus) -> Spoken:
-    names = zip(utterances, corpus.speakers, strict=True)
-    words = [utterance.text for utterance in utterances] if corpus.transcript is None else corpus.transcript.tolist()
-    return Spoken(
-        speakers=[utterance.speaker or f"speaker {number}" for utterance, number in names],
-        words=words,
-        starts=np.array([utterance.start if utterance.media else np.nan for utterance in utterances]),
-        ends=np.array([np.nan if utterance.end is None else utterance.end for utterance in utterances]),
-        media=[utterance.media for utterance in utterances],
-    )
+def live(extraction: str, modalities: Iterable[str], device: str) -> Live:
+    """What makes the features that a run was trained on, an utterance at a time."""
+    return Live(_unchanged(extraction, modalities), device)
+
+
+def _unchanged(extraction: str, modalities: Iterable[str]) -> Settings:
+    """The settings of some modalities; a UserError where an encoder is not what it was."""
+    settings = Settings.of(extraction).only(modalities)
+    changed = settings.difference(replace(settings, contents=settings.contents | settings.with_contents().contents))
+    if changed:
+        raise UserError(f"the run was trained with the {changed} than they have now")
+    return settings
 
 
 def refuse_other_features(path: Path, extraction: str | None, of_run: str | None) -> None:

@@ -66,6 +66,9 @@ def extract(
         groups=np.array(groups) if all(group is not None for group in groups) else None,
         speaker_names=_known([utterance.speaker for utterance in utterances]),
         transcript=_known([utterance.text for utterance in utterances]),
+        media=_known(["" if utterance.media is None else str(utterance.media) for utterance in utterances]),
+        start=_times([utterance.start if utterance.media else None for utterance in utterances]),
+        end=_times([utterance.end for utterance in utterances]),
         extraction=settings.with_contents().json(),
     )
 
@@ -91,3 +94,8 @@ def _speakers(utterances: Sequence[Utterance], offsets: NDArray[np.int64]) -> ND
 
 def _known(texts: list[str]) -> NDArray[np.str_] | None:
     return np.array(texts) if any(texts) else None
+
+
+def _times(seconds: list[float | None]) -> NDArray[np.float64] | None:
+    times = np.array(seconds, np.float64)  # None is NaN
+    return None if np.isnan(times).all() else times

@@ -12,28 +12,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from merc_model.errors import UserError
-from merc_model.extract.audio import RATE, SpeechEncoder
+from merc_model.extract import reading
 from merc_model.extract.cache import Cache, content, identity, key
 from merc_model.extract.measures import MEASURES
-from merc_model.extract.media import MediaError, frames, waveform
+from merc_model.extract.reading import Encode, Read, Row, attempt, encoded
 from merc_model.extract.settings import Settings
-from merc_model.extract.speech import Recogniser
 from merc_model.extract.table import Utterance
 from merc_model.extract.text import TextEncoder
-from merc_model.extract.visual import Picture, PictureEncoder, faces
 
 _VERSION = "2"  # of what the features mean; a change makes old caches unused
 _BATCH = 32
 _FEW = 16  # recordings that are not worth the start of processes
 _NAMED = 20  # rows that are named one by one in warnings
-
-Row = NDArray[np.float32]
-Read = Callable[[Utterance], Any]  # what of a recording an encoder takes; in other processes
-Encode = Callable[[Any], Any]  # … and what it makes of it; in this one
 
 
 @dataclass(frozen=True)
@@ -99,13 +92,9 @@ def text_rows(utterances: Sequence[Utterance], settings: Settings, work: Work) -
 def transcribed(utterances: Sequence[Utterance], settings: Settings, work: Work) -> list[Utterance]:
     """The utterances, those without text filled with what is heard."""
     assert settings.asr is not None
-    name, silent = settings.asr, [utterance for utterance in utterances if not utterance.text and utterance.media]
-
-    def prepare() -> tuple[Read, Encode]:
-        recogniser = Recogniser(name, work.device)
-        return partial(_sound, rate=recogniser.rate), recogniser
-
-    keys = _keys("text", key("asr", identity(name)), silent, work)
+    silent = [utterance for utterance in utterances if not utterance.text and utterance.media]
+    prepare = partial(reading.asr, settings, work.device)
+    keys = _keys("text", key("asr", identity(settings.asr)), silent, work)
     texts = work.cache.texts({k for k in keys if k})
     texts |= _made("text", silent, keys, texts, prepare, work, work.cache.put_text)
     heard = {id(utterance): texts.get(k, "") for utterance, k in zip(silent, keys, strict=True)}
@@ -115,28 +104,15 @@ def transcribed(utterances: Sequence[Utterance], settings: Settings, work: Work)
 def audio_rows(utterances: Sequence[Utterance], settings: Settings, work: Work) -> Row:
     """``(U, D)`` of the sound."""
     assert settings.audio is not None
-    name = settings.audio
-
-    def prepare() -> tuple[Read, Encode]:
-        if name in MEASURES:
-            return partial(_measured, name=name), _same
-        speech = SpeechEncoder(name, work.device)
-        return partial(_sound, rate=speech.rate), speech
-
-    own = name if name in MEASURES else key("speech", identity(name))
-    return _rows("audio", own, utterances, prepare, work)
+    own = settings.audio if settings.audio in MEASURES else key("speech", identity(settings.audio))
+    return _rows("audio", own, utterances, partial(reading.audio, settings, work.device), work)
 
 
 def visual_rows(utterances: Sequence[Utterance], settings: Settings, work: Work) -> Row:
     """``(U, D)`` of the pictures."""
     assert settings.visual is not None
-    name = settings.visual
-
-    def prepare() -> tuple[Read, Encode]:
-        return partial(_pictures, count=settings.frames, only_faces=settings.faces), PictureEncoder(name, work.device)
-
-    own = key("picture", identity(name), str(settings.frames), *(["faces"] if settings.faces else []))
-    return _rows("visual", own, utterances, prepare, work)
+    own = key("picture", identity(settings.visual), str(settings.frames), *(["faces"] if settings.faces else []))
+    return _rows("visual", own, utterances, partial(reading.visual, settings, work.device), work)
 
 
 def _rows(
@@ -188,9 +164,7 @@ def _made(
     made, failed = {}, []
     answers = tqdm(_answers(list(todo.values()), read, work.workers), total=len(todo), desc=modality, disable=None)
     for (k, utterance), (found, why) in zip(todo.items(), answers, strict=True):
-        value = None if why else encode(found)
-        if isinstance(value, np.ndarray) and not np.isfinite(value).all():
-            why = "gives features that are not finite"
+        value, why = (found, why) if why else encoded(encode, found)
         if why:
             failed.append((utterance, why))
         else:
@@ -210,45 +184,19 @@ def _name(modality: str, failed: Sequence[tuple[Utterance, str]], work: Work) ->
 def _answers(utterances: Sequence[Utterance], read: Read, workers: int) -> Iterator[tuple[Any, str]]:
     """What was read of each, or why it was not; a few ahead, so that no more is held than those."""
     if workers < 2 or len(utterances) < _FEW:
-        yield from (_attempt(read, utterance) for utterance in utterances)
+        yield from (attempt(read, utterance) for utterance in utterances)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting: deque[Future[tuple[Any, str]]] = deque()
         try:
             for utterance in utterances:
-                waiting.append(pool.submit(_attempt, read, utterance))
+                waiting.append(pool.submit(attempt, read, utterance))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise UserError("a process of the extraction was killed; try again with --workers 1") from None
-
-
-def _attempt(read: Read, utterance: Utterance) -> tuple[Any, str]:
-    try:
-        return read(utterance), ""
-    except MediaError as error:
-        return None, str(error)
-
-
-def _sound(utterance: Utterance, rate: int) -> Row:
-    assert utterance.media is not None
-    return waveform(utterance.media, utterance.start, utterance.end, rate)
-
-
-def _measured(utterance: Utterance, name: str) -> Row:
-    return MEASURES[name](_sound(utterance, RATE))
-
-
-def _pictures(utterance: Utterance, count: int, only_faces: bool) -> list[Picture]:
-    assert utterance.media is not None
-    pictures = frames(utterance.media, utterance.start, utterance.end, count)
-    return faces(pictures) if only_faces else pictures
-
-
-def _same(row: Row) -> Row:
-    return row
 
 
 def _table(keys: Sequence[str], rows: dict[str, Row]) -> Row:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from merc_model.errors import UserError
 from merc_model.extract.audio import PROSODY
@@ -60,6 +62,11 @@ class Settings:
         named = {name: getattr(self, name) for name in _ENCODERS}
         folders = {name: encoder for name, encoder in named.items() if encoder and Path(encoder).is_dir()}
         return replace(self, contents={name: identity(folder) for name, folder in folders.items()})
+
+    def only(self, modalities: Iterable[str]) -> Settings:
+        """The settings, with the modalities that are not named left out."""
+        left_out: dict[str, Any] = dict.fromkeys({"text", "audio", "visual"} - set(modalities))
+        return replace(self, **left_out)
 
     def difference(self, other: Settings) -> str | None:
         """What of these settings is not so in ``other``, in words, or None; a folder is what is in it."""

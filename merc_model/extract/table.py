@@ -77,7 +77,7 @@ def read_tables(paths: Sequence[Path], columns: Mapping[str, str] | None = None)
                 raise UserError(f"{place}: {wanted['dialogue']}: empty; every row needs its dialogue")
             if values["utterance"]:
                 _once(seen, place, values)
-            found.append(_utterance(path, place, values))
+            found.append(utterance_of(path.parent, place, values))
     return in_order(found)
 
 
@@ -168,7 +168,11 @@ def _once(seen: dict[tuple[str, str], tuple[str, str]], place: str, values: Mapp
     seen[key] = (place, values["label"])
 
 
-def _utterance(path: Path, place: str, values: Mapping[str, str]) -> Utterance:
+def utterance_of(folder: Path, place: str, values: Mapping[str, str]) -> Utterance:
+    """The utterance of a row, whose media lies in ``folder``; a UserError that begins with ``place`` for what is wrong.
+
+    ``values`` has all of `COLUMNS`, empty where unknown.
+    """
     split = {"": "train", "dev": "valid", "val": "valid"}.get(values["split"].lower(), values["split"].lower())
     if split not in SPLITS:
         raise UserError(f"{place}: split: expected one of {', '.join(SPLITS)}, got {values['split']!r}")
@@ -182,7 +186,7 @@ def _utterance(path: Path, place: str, values: Mapping[str, str]) -> Utterance:
         text=values["text"],
         label=values["label"],
         split=split,
-        media=path.parent / values["media"] if values["media"] else None,
+        media=folder / values["media"] if values["media"] else None,
         start=start or 0.0,
         end=end,
     )

@@ -35,7 +35,6 @@ class Judged:
         label_names: the C emotions.
         prototypes: ``(C, P)``, or None where none were trained.
         history: a row an epoch; empty where it is lost.
-        words: ``(U,)`` of the corpus, or None.
     """
 
     title: str
@@ -46,7 +45,6 @@ class Judged:
     label_names: Sequence[str]
     prototypes: NDArray[np.float32] | None
     history: Sequence[dict[str, Any]]
-    words: Sequence[str] | None
 
 
 def run_page(judged: Judged) -> bytes:
@@ -176,15 +174,15 @@ def _errors(
     given = probabilities[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     worst = wrong[np.argsort(given[wrong], kind="stable")][:_WORST]
-    rows_of = judged.corpus.rows(judged.dialogues)[known]
+    rows_of, said = judged.corpus.rows(judged.dialogues)[known], judged.corpus.transcript
     rows = []
     for place in worst:
         row, guess = int(rows_of[place]), int(probabilities[place].argmax())
         where = plain(judged.corpus.place(row))
-        words = [] if judged.words is None else [f'<span dir="auto">{plain(judged.words[row])}</span>']
+        words = [] if said is None else [f'<span dir="auto">{plain(str(said[row]))}</span>']
         true = f"{_name(judged.label_names[labels[place]])} {given[place]:.1%}"
         rows.append([where, *words, true, f"{_name(judged.label_names[guess])} {probabilities[place, guess]:.1%}"])
-    head = ["where", *([] if judged.words is None else ["words"]), "true", "predicted"]
+    head = ["where", *([] if said is None else ["words"]), "true", "predicted"]
     count = f"{len(worst):,} of {len(wrong):,} errors" if len(worst) < len(wrong) else f"{len(wrong):,} errors"
     return _table(f"{count}, by how little the model gave the true emotion", head, rows, "errors")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merc_model.data.spoken import Spoken
+from merc_model.files import relative
 from merc_model.pages.page import COLOURS, heading, page, plain
 
 _WIDTH = 10_000  # units of the timeline
@@ -151,8 +151,8 @@ def _player(sources: dict[Path, str]) -> str:
     data = "".join(f' data-source{number}="{plain(url)}"' for number, url in enumerate(sources.values()))
     return (
         f'<{kind} id="player" controls preload="metadata"{data}></{kind}>'
-        '<p id="note" role="status" hidden>The recording is not where it was; choose it:</p>'
-        '<p><label>Recording <input type="file" id="file" accept="audio/*,video/*"></label></p>'
+        '<p id="note" role="status" hidden><label>The recording is not where it was; choose it: '
+        '<input type="file" id="file" accept="audio/*,video/*"></label></p>'
         '<p><label><input type="checkbox" id="follow" checked> follow while it plays</label></p>'
     )
 
@@ -160,7 +160,7 @@ def _player(sources: dict[Path, str]) -> str:
 def _sources(spoken: Spoken, folder: Path) -> dict[Path, str]:
     """The recordings, and how the page finds them: relative to where it lies."""
     paths = dict.fromkeys(path for path in spoken.media if path is not None)
-    return {path: quote(Path(os.path.relpath(path, folder)).as_posix(), errors="backslashreplace") for path in paths}
+    return {path: quote(relative(path, folder), errors="backslashreplace") for path in paths}
 
 
 def clock(seconds: float) -> str:

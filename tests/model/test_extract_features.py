@@ -129,12 +129,11 @@ def test_from_a_table_to_predictions(encoder: Path, tmp_path: Path, capsys: pyte
     )
     assert main(["predict", str(run), str(other), "--out", str(tmp_path / "b.csv")]) == 0
     talk.write_text(f"dialogue,speaker,text,media\nx,Ann,hello,{page}\n")  # an upload may name any file
-    _, spoken = conversation(talk, corpus.extraction, ["cross", "glad"], "cpu", recordings=False)
-    assert spoken.media == [None]
+    assert conversation(talk, corpus.extraction, ["text"], ["cross", "glad"], "cpu", recordings=False).media is None
     own = Settings.of(corpus.extraction)
     changed = replace(own, contents={"text": "of before"}).json()
     with pytest.raises(UserError, match=f"the text encoder {encoder} with other contents than they have now"):
-        conversation(talk, changed, ["cross", "glad"], "cpu")
+        conversation(talk, changed, ["text"], ["cross", "glad"], "cpu")
 
 
 def test_an_encoder_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,10 @@ def weights(folder: Path) -> dict[str, Any]:
     return finetune.TextEncoder(str(folder)).model.state_dict()
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_words_are_learnt_from(encoder: Path, tmp_path: Path) -> None:
     corpus = spoken(encoder)
     metrics = tuned(tmp_path / "run", corpus, finetune_epochs=20, finetune_batch=4, epochs=20, learning_rate=0.01)
@@ -153,12 +157,25 @@ def test_the_command_line(encoder: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert main(arguments) == 0, capsys.readouterr().err
     assert (tmp_path / "by-csv.csv").read_text() == (tmp_path / "by-json.csv").read_text()
 
+    from merc_model.pretrained import PretrainedPredictor
+
+    shared, again = tmp_path / "shared", tmp_path / "again"
+    assert main(["export", str(run), "--to", "hub", "--out", str(shared)]) == 0
+    PretrainedPredictor.from_pretrained(shared).save_pretrained(again)
+    PretrainedPredictor.from_pretrained(again).save_pretrained(again)
+    for folder in (shared, again):
+        assert files(folder / "encoder") == files(run / "encoder")
+    shutil.rmtree(shared)
+    out = tmp_path / "shared.csv"
+    assert main(["predict", str(again), str(tmp_path / "talk.csv"), "--out", str(out)]) == 0
+    assert out.read_text() == (tmp_path / "by-csv.csv").read_text()
+
     (tmp_path / "talk.json").write_text(json.dumps(values))
     capsys.readouterr()
     line = failure(["predict", str(run), str(tmp_path / "talk.json")], capsys)
     assert "has no transcript, and the run reads text with an encoder of its own" in line
     assert "merc ablate" in failure(["ablate", "--data", str(data), "--set", "finetune_text=true"], capsys)
-    assert "--stream reads features" in failure(["predict", str(run), "--stream"], capsys)
+    assert "not causal" in failure(["predict", str(run), "--stream"], capsys)
     capsys.readouterr()
     assert main([*command, "--out", str(run), "--resume"]) == 0  # without the encoder it began with
     shutil.rmtree(run / "encoder")

@@ -206,15 +206,15 @@ def test_predict_makes_a_page_of_arrays(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"transcript": ["so"]}, "transcript: expected a text for each of 6 utterances"),
+        ({"transcript": ["so"]}, "transcript: expected (6,), one for each utterance, got (1,)"),
         ({"transcript": "so"}, "transcript: expected a list of texts"),
         ({"transcript": [1, 2, 3, 4, 5, 6]}, "transcript: expected a list of texts"),
         ({"start": [0, 1, 2, 3, 4, "five"]}, "start: expected a list of seconds"),
         ({"start": 5}, "start: expected a list of seconds"),
         ({"end": [10**400] * 6}, "end: expected a list of seconds"),
-        ({"start": [0, 1, 2, 3, 4, -5]}, "expected 0 <= start < end, got -5 and nan at utterance 6"),
-        ({"start": [0, 1, 2, 3, 4, 5], "end": [1, 1, 3, 4, 5, 6]}, "got 1 and 1 at utterance 2"),
-        ({"end": [float("inf")] * 6}, "got nan and inf at utterance 1"),
+        ({"start": [0, 1, 2, 3, 4, -5]}, "expected 0 <= start < end, got -5 and nan at dialogue 'talk', utterance 6"),
+        ({"start": [0, 1, 2, 3, 4, 5], "end": [1, 1, 3, 4, 5, 6]}, "got 1 and 1 at dialogue 'talk', utterance 2"),
+        ({"end": [float("inf")] * 6}, "got nan and inf at dialogue 'talk', utterance 1"),
     ],
 )
 def test_a_transcript_that_cannot_be_is_one_line(
