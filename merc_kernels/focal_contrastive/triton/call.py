@@ -20,11 +20,15 @@ def length(count: int, device: torch.device) -> Any:
     return triton.language.constexpr(count) if device.type == "cpu" else count
 
 
+def processors(device: torch.device) -> int:
+    """Of a GPU; in the interpreter few, for few splits."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def splits_of(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
     """Runs of columns and tiles a run, so that ``programs`` row blocks fill the chip ``waves`` times."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
     tiles = triton.cdiv(columns, tile.columns)
-    wanted = min(triton.cdiv(waves * processors, max(1, programs)), _MOST_SPLITS, tiles)
+    wanted = min(triton.cdiv(waves * processors(device), max(1, programs)), _MOST_SPLITS, tiles)
     a_run = triton.cdiv(tiles, max(1, wanted))
     return triton.cdiv(tiles, max(1, a_run)), a_run
 
