@@ -5,8 +5,8 @@
 from typing import Any, NamedTuple
 
 import torch
-from triton import next_power_of_2
 
+from merc_kernels._shared.triton.integers import next_power_of_2
 from merc_kernels.focal_contrastive.options import SMALLEST_BOUNDED, FocalContrastiveOptions
 
 ROW_BLOCK, RANK_BLOCK = 512, 64
@@ -76,8 +76,7 @@ def architecture_of(device: torch.device) -> int:
 
 
 def _block(width: int) -> int:
-    size: int = next_power_of_2(width)
-    return max(16, size)
+    return max(16, next_power_of_2(width))
 
 
 def _aligned(width: int) -> bool:
