@@ -1,3 +1,5 @@
+# Triton ships no types, where it is installed at all:
+# mypy: disable-error-code="import-untyped,import-not-found"
 """What the Triton kernels of the goal cells would take on an H100: predicted from their machine code, never measured.
 
     python -m benchmarks.predict [--write] [WORD ...]       cells whose titles hold all words; --write: the result file
@@ -95,16 +97,19 @@ def launches_of(cell: Cell, names: Collection[str] = ()) -> list[Launch]:
     one = torch.empty((), device="meta")
     with recorded(names) as launches, precision("high" if cell.formula.endswith("tf32") else "highest"):
         if cell.subject == "kd_divergence":
-            pair = [torch.empty(rows, cell.sizes["classes"], dtype=dtype, device="meta") for _ in range(2)]
-            options = KDDivergenceOptions(temperature=2.0)
-            _, *kept = divergence.forward(*pair, None, None, None, options, 1)
-            divergence.backward(one, *kept, *pair, None, None, None, options, (True, False))
+            student, teacher = (torch.empty(rows, cell.sizes["classes"], dtype=dtype, device="meta") for _ in range(2))
+            of_rows = KDDivergenceOptions(temperature=2.0)
+            _, divisor, saved = divergence.forward(student, teacher, None, None, None, of_rows, 1)
+            wanted = (True, False)
+            divergence.backward(one, divisor, saved, student, teacher, None, None, None, of_rows, wanted)
         else:
             x = torch.empty(rows, cell.sizes["width"], dtype=dtype, device="meta")
             labels = torch.empty(rows, dtype=torch.int64, device="meta")
-            plain = FocalContrastiveOptions()
-            _, *saved = focal.forward(x, labels, None, None, None, None, None, plain)
-            focal.backward(one, *saved, x, None, None, None, plain, (True, False, False, False), False)
+            of_pairs, alone = FocalContrastiveOptions(), (None, None, None)
+            _, *made = focal.forward(x, labels, *alone, None, None, of_pairs)
+            divisor, z, norms, stats, index = made
+            kept = (divisor, z, norms, stats, index)
+            focal.backward(one, *kept, x, *alone, of_pairs, (True, False, False, False), all_anchors=False)
     return launches
 
 
@@ -128,16 +133,19 @@ def kernel_row(launch: Launch) -> dict[str, Any]:
     deep = -(-launch.programs // PROCESSORS)  # programs of the busiest processor
     microseconds: dict[str, float] = dict.fromkeys(("tensor", "shared", "issue", *LANES), 0.0)
     beside = dict.fromkeys(microseconds, 0.0)  # a product that runs by itself
-    moved = 0
+    factors = 0.0
+    moved, deepest = 0, max(body.depth for body, _ in bodies)  # its last iterations do without
     for body, times in bodies:
         of_warps = 1e6 / CLOCK * times * warps * deep
         microseconds["tensor"] += of_warps * sum(size / PRODUCTS[kind] for kind, size in body.products.items())
-        microseconds["shared"] += of_warps * body.shared_bytes / SHARED_BYTES
+        microseconds["shared"] += of_warps * body.shared / SHARED_BYTES
+        factors += of_warps * body.factors / SHARED_BYTES
         for total, counts in ((microseconds, body.counts), (beside, body.beside)):
             total["issue"] += of_warps * sum(counts.values()) / ISSUED
             for unit, lanes in LANES.items():
                 total[unit] += of_warps * counts[unit] * 32 / lanes
-        moved += times * warps * launch.programs * body.global_bytes
+        ahead = launch.name in LOOPS and body.depth < deepest  # what a loop fetches before its first iteration
+        moved += times * warps * launch.programs * (body.stored + (0 if ahead else body.loaded))
     for total in (microseconds, beside):
         total["select + integer"] = total.pop("select") + total.pop("integer")
         total["fp32"] += total.pop("imad")
@@ -145,13 +153,14 @@ def kernel_row(launch: Launch) -> dict[str, Any]:
     rest, hidden = (max(total[unit] for unit in others) for total in (microseconds, beside))
     product = microseconds["tensor"]
     overlaps = product == 0 or (resident >= 2 and deep >= 2)
-    busy = max(product, rest) if overlaps else max(max(product, hidden) + rest - hidden, microseconds["shared"])
+    busy = max(product, rest) if overlaps else max(product, hidden) + rest - hidden
     bound = max(others, key=lambda unit: microseconds[unit])
     bound = f"tensor, then {bound}" if not overlaps else "tensor" if product > rest else bound
     tensors = {id(x): x for x in launch.arguments.values() if isinstance(x, torch.Tensor)}
+    microseconds["shared"] += factors
     microseconds["L2"] = 1e6 * moved / L2
     microseconds["HBM"] = 1e6 * sum(x.numel() * x.itemsize for x in tensors.values()) / HBM
-    for unit in ("L2", "HBM"):
+    for unit in ("shared", "L2", "HBM"):
         if microseconds[unit] > busy:
             busy, bound = microseconds[unit], unit
     return {

@@ -1,3 +1,5 @@
+# Triton ships no types, where it is installed at all:
+# mypy: disable-error-code="import-untyped,import-not-found"
 """What a compiled kernel asks of the units of an NVIDIA GPU: its machine instructions, counted, none of them run.
 
 A loop is found by its backward branch. Counts are of one warp, and of one iteration of a loop without what its inner
@@ -37,16 +39,20 @@ class Body(NamedTuple):
         counts: unit → instructions; ``other`` has the rest.
         beside: those of them that stand between a product that runs by itself and the wait for it.
         products: multiply-adds of the warp on the tensor cores, by instruction and type: ``HGMMA.BF16``.
-        shared_bytes: that it moves from and to shared memory, the products' factors included.
-        global_bytes: stored, or loaded by 16 a lane: what is narrower are labels and numbers, which few lanes load.
+        factors: bytes that the products read of shared memory while they run.
+        shared: bytes that the rest moves from and to it.
+        stored: bytes, to global memory.
+        loaded: bytes from there, by 16 a lane: what is narrower are labels and numbers, which few lanes load.
         depth: of the loop; 0 for what is in none.
     """
 
     counts: Counter[str]
     beside: Counter[str]
     products: Counter[str]
-    shared_bytes: int
-    global_bytes: int
+    factors: int
+    shared: int
+    stored: int
+    loaded: int
     depth: int
 
 
@@ -102,21 +108,23 @@ def _beside(instructions: list[tuple[str, str]], depth: int) -> Counter[str]:
 def _body(instructions: list[tuple[str, str]], depth: int) -> Body:
     counts: Counter[str] = Counter()
     products: Counter[str] = Counter()
-    shared = moved = 0
+    factors = shared = stored = loaded = 0
     for opcode, arguments in instructions:
         of = unit(opcode)
         counts[of] += 1
         if of == "tensor":
-            kind, size, factors = product(opcode, arguments)
+            kind, size, read = product(opcode, arguments)
             products[kind] += size
-            shared += factors
+            factors += read
         elif of == "shared":
             matrices = 4 if opcode.endswith(".4") else 2 if opcode.endswith(".2") else 1
             shared += 32 * (4 * matrices if opcode.startswith(("LDSM", "STSM")) else _width(opcode))
-        elif of == "global" and (_width(opcode) == 16 or "ST" in opcode[:4]):
-            moved += 32 * _width(opcode)
-            shared += 32 * _width(opcode) if opcode.startswith("LDGSTS") else 0
-    return Body(counts, _beside(instructions, depth), products, shared, moved, depth)
+        elif "ST" in opcode[:3]:
+            stored += 32 * _width(opcode)
+        elif of == "global" and _width(opcode) == 16:
+            loaded += 32 * 16
+            shared += 32 * 16 if opcode.startswith("LDGSTS") else 0
+    return Body(counts, _beside(instructions, depth), products, factors, shared, stored, loaded, depth)
 
 
 def kernels(cubin: bytes) -> dict[str, Kernel]:

@@ -106,4 +106,4 @@ def test_loops_are_found_by_their_backward_branches():
     assert dict(outside.counts) == {"integer": 1, "other": 1}
     assert dict(outer.counts) == {"fp32": 1, "select": 1, "other": 1}
     assert dict(inner.counts) == {"global": 1, "other": 1}
-    assert (inner.depth, inner.global_bytes) == (2, 512)
+    assert (inner.depth, inner.loaded, inner.stored) == (2, 512, 0)
