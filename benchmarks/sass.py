@@ -6,6 +6,7 @@ A loop is found by its backward branch. Counts are of one warp, and of one itera
 loops hold; a guarded instruction counts as if it ran.
 """
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -127,6 +128,7 @@ def _body(instructions: list[tuple[str, str]], depth: int) -> Body:
     return Body(counts, _beside(instructions, depth), products, factors, shared, stored, loaded, depth)
 
 
+@functools.cache  # a kernel is launched many times
 def kernels(cubin: bytes) -> dict[str, Kernel]:
     """Every kernel of a cubin by its name."""
     with tempfile.TemporaryDirectory() as folder:
