@@ -5,7 +5,7 @@
 
 BACKEND is ``merc`` (the default), ``cuda``, ``triton`` or ``eager`` (plain PyTorch). goals.json gets, after each cell,
 error, median time, the time of each kernel, and where there are any the floor, from the rates in FOLDER/ceilings.json,
-and the predicted seconds, from a JSON object of cell title to seconds (``benchmarks/predicted.json``).
+and what `benchmarks.predict` predicted for this backend on an H100.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.process import ROOT
 from benchmarks.results_file import merge, prepare
 from benchmarks.timing import clock, interleaved, quantiles
 
-PREDICTED = ROOT / "benchmarks/predicted.json"
+PREDICTED = ROOT / "benchmarks/results/predicted-h100.json"
 SUBJECTS: dict[str, Subject] = {s.name: s for s in (focal_contrastive.SUBJECT, kd_divergence.SUBJECT)}
 SECONDS = 0.2  # of timing a cell
 EAGER_ROWS = 16384  # most for plain PyTorch, whose memory grows with their square
@@ -146,7 +146,7 @@ def main() -> int:
     prepare(options.results)
     path = options.results / "ceilings.json"
     ceilings = json.loads(path.read_text())["ceilings"] if path.exists() else {}
-    predicted = json.loads(options.predicted.read_text()) if options.predicted.exists() else {}
+    predicted = predictions(options.predicted, options.backend)
     finish = time.monotonic() + 60 * options.minutes
     rows: dict[str, dict[str, Any]] = {}
     for cell in SMALL if options.small else GOALS:
@@ -166,13 +166,21 @@ def main() -> int:
     return int(counted == 0 or any(row["status"] in ("failed", "wrong") for row in rows.values()))
 
 
+def predictions(path: Path, backend: str) -> dict[str, float]:
+    """Title → predicted milliseconds, where the file is of this backend."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("backend") != backend:
+        return {}
+    return {title: cell["predicted_ms"] for title, cell in found["cells"].items()}
+
+
 def beside(
     cell: Cell, row: dict[str, Any], ceilings: dict[str, float], predicted: dict[str, float], device: str
 ) -> dict[str, float]:
     """Floor and prediction, and the ratio of what was measured to them."""
     least, expected = floor_ms(cell, ceilings, device), predicted.get(cell.title)
     found: dict[str, float] = {}
-    for name, value in (("floor", least), ("predicted", None if expected is None else 1e3 * expected)):
+    for name, value in (("floor", least), ("predicted", expected)):
         if value is not None:
             found[f"{name}_ms"] = value
             if "median_ms" in row:

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 from benchmarks import distributed, drop_in, figure, tables
+from benchmarks.goals import PREDICTED
 from benchmarks.process import ROOT
 from benchmarks.results_file import RESULTS, Result, load
 from merc_model.config import Config
@@ -61,6 +62,19 @@ def settings() -> str:
     return "\n".join(lines)
 
 
+def predictions() -> str:
+    """What an H100 is predicted to take for the goal cells."""
+    found = json.loads(PREDICTED.read_text())
+    lines = ["| forward and backward | predicted on an H100, ms | launches | longest kernels and what bounds them |"]
+    lines.append("|---|---|---|---|")
+    for title, cell in found["cells"].items():
+        kernels = sorted(cell["kernels"], key=lambda row: -row["predicted_us"] * row["launches"])[:2]
+        named = "; ".join(f"{row['kernel'].removesuffix('_kernel')}: {row['bound']}" for row in kernels)
+        shown = f"{tables.number(cell['predicted_ms'])} predicted"
+        lines.append(f"| {title} | {shown} | {cell['launches']} | {named} |")
+    return "\n".join(lines)
+
+
 def replaced(text: str, block: str, mark: str = "benchmarks") -> str:
     """The text with the block between its marks.
 
@@ -78,6 +92,7 @@ def changes(results: list[Result]) -> dict[Path, str]:
     wanted = {path: replaced(path.read_text(), block(results, path)) for path in (README, DOCS)}
     if (measured := RESULTS / drop_in.FILE).exists():
         wanted[DROP_IN] = replaced(DROP_IN.read_text(), drop_in.table(json.loads(measured.read_text())), "drop-in")
+    wanted[DOCS] = replaced(wanted[DOCS], predictions(), "predicted")
     wanted[MODEL] = replaced(MODEL.read_text(), settings(), "settings")
     wanted[MACHINES] = replaced(MACHINES.read_text(), distributed.tables(), "distributed")
     changed = {path: text for path, text in wanted.items() if text != path.read_text()}

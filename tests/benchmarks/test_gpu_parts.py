@@ -27,7 +27,7 @@ def test_ceilings_and_goals(tmp_path, rehearsed):
     assert len(rates) == 7
     assert min(rates.values()) > 0
     title = goals.SMALL[0].title
-    write(tmp_path / "predicted", {title: 0.5})
+    write(tmp_path / "predicted", {"backend": "torch", "cells": {title: {"predicted_ms": 500.0}}})
     for name in ("torch", "eager"):
         assert rehearsed(goals, name, "--small", "--predicted", str(tmp_path / "predicted")) == 0
     found = json.loads((tmp_path / "goals.json").read_text())
@@ -35,9 +35,11 @@ def test_ceilings_and_goals(tmp_path, rehearsed):
     for rows in found.values():
         assert [row["status"] for row in rows.values()] == ["ok", "ok"]
         row = rows[title]
-        assert row["over_predicted"] == pytest.approx(row["median_ms"] / 500)
         assert row["over_floor"] == pytest.approx(row["median_ms"] / row["floor_ms"])
         assert max(row["kernels_us"].values()) > 0
+    row = found["torch"][title]
+    assert row["over_predicted"] == pytest.approx(row["median_ms"] / 500)
+    assert "predicted_ms" not in found["eager"][title]
     shown = goals.table(found).splitlines()
     assert len(shown) == 3
     assert title in shown[1]

@@ -90,7 +90,7 @@ def test_the_documents_show_the_committed_results():
 def test_a_document_that_was_typed_in_is_found(monkeypatch, tmp_path, result):
     for name in ("README", "DOCS"):
         path = tmp_path / f"{name}.md"
-        path.write_text("<!-- benchmarks -->\n<!-- /benchmarks -->\n")
+        path.write_text("".join(f"<!-- {mark} -->\n<!-- /{mark} -->\n" for mark in ("benchmarks", "predicted")))
         monkeypatch.setattr(report, name, path)
     monkeypatch.setattr(report, "FIGURE", tmp_path / "f.svg")
     changed = report.changes([result])

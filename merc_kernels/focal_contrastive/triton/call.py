@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from merc_kernels._shared.triton.integers import cdiv
 from merc_kernels._shared.triton.scalars import float_options
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.configuration import Tile, Variant, architecture_of
@@ -20,13 +21,17 @@ def length(count: int, device: torch.device) -> Any:
     return triton.language.constexpr(count) if device.type == "cpu" else count
 
 
+def processors(device: torch.device) -> int:
+    """Of a GPU; in the interpreter few, for few splits."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def splits_of(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
     """Runs of columns and tiles a run, so that ``programs`` row blocks fill the chip ``waves`` times."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    tiles = triton.cdiv(columns, tile.columns)
-    wanted = min(triton.cdiv(waves * processors, max(1, programs)), _MOST_SPLITS, tiles)
-    a_run = triton.cdiv(tiles, max(1, wanted))
-    return triton.cdiv(tiles, max(1, a_run)), a_run
+    tiles = cdiv(columns, tile.columns)
+    wanted = min(cdiv(waves * processors(device), max(1, programs)), _MOST_SPLITS, tiles)
+    a_run = cdiv(tiles, max(1, wanted))
+    return cdiv(tiles, max(1, a_run)), a_run
 
 
 class Source(NamedTuple):
@@ -85,4 +90,4 @@ class Call:
 
 def row_programs(rows: int, block: int, groups: int) -> tuple[int]:
     """The grid of a kernel that takes a block of rows of a group at a time."""
-    return (groups * triton.cdiv(rows, block),)
+    return (groups * cdiv(rows, block),)

@@ -5,8 +5,8 @@
 from typing import Any, NamedTuple
 
 import torch
-from triton import next_power_of_2
 
+from merc_kernels._shared.triton.integers import next_power_of_2
 from merc_kernels.focal_contrastive.options import SMALLEST_BOUNDED, FocalContrastiveOptions
 
 ROW_BLOCK, RANK_BLOCK = 512, 64
@@ -76,8 +76,7 @@ def architecture_of(device: torch.device) -> int:
 
 
 def _block(width: int) -> int:
-    size: int = next_power_of_2(width)
-    return max(16, size)
+    return max(16, next_power_of_2(width))
 
 
 def _aligned(width: int) -> bool:
@@ -90,19 +89,29 @@ def _ieee_features(width: int) -> int:
     return min(_block(width), 32 if _aligned(width) else 16)
 
 
+def _streamed(dtype: torch.dtype, width: int, variant: Variant, architecture: int) -> bool:
+    """Whether wide rows come by 128 bytes for tiles of 128 x 256 pairs: L2 bounds smaller ones."""
+    few_numbers = variant.bounded and variant.power < 3
+    tensor_cores = dtype.itemsize == 2 or (dtype == torch.float32 and variant.precision == "tf32")
+    wide = width > 512 // dtype.itemsize
+    return few_numbers and tensor_cores and wide and architecture >= 90 and _aligned(width)
+
+
 def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: int) -> Tile:
     """Tile of `pair_sums_kernel` on an `architecture`."""
     roomy = architecture >= 90
     block = _block(width)
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
+    if _streamed(dtype, width, variant, architecture):
+        return Tile(128, 256, 128 // dtype.itemsize, 16, 8, 3)  # each row is read once for 256 columns
     if dtype == torch.float32:  # IEEE products are made of registers
         columns = 64 if variant.light and variant.power < 3 and _aligned(width) else 32
         return Tile(64, columns, _ieee_features(width), 2, 8, 3)
     widest = 64 if not roomy else 256 if _aligned(width) else 128
     half_light = roomy and (variant.detach or variant.bounded)
     if variant.similarity and (variant.light or half_light) and block <= widest:
-        return Tile(128, 64, block, 2, 8, 3 if block <= 128 else 2)
+        return Tile(128, 64, block, 4 if variant.bounded else 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
         return Tile(128, 32, block, 2, 8, 3)
     if variant.similarity and roomy and _aligned(width):
@@ -128,6 +137,8 @@ def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, arc
     light = variant.light and not tau
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
+    if light and _streamed(dtype, width, variant, architecture):
+        return Tile(128, 256, 128 // dtype.itemsize, 8, 8, 3)
     if dtype == torch.float32:
         return Tile(64, 32, _ieee_features(width), 2, 8, 3)
     large = light and (architecture >= 90 or _aligned(width))

@@ -54,7 +54,6 @@ def _stats(scaled_ptr, n, count, total, AXIS: tl.constexpr):
 def _weights(
     cosine,
     alike,
-    other,
     row,
     column,
     to_score,
@@ -65,7 +64,7 @@ def _weights(
     POWER: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):
-    # W + W' of a tile's pairs, and W without h' of similarity
+    # W + W' of a tile's pairs, and W without h' of similarity; those of a row with itself too
     row_max, log2_sum, soft, a = row  # [BLOCK_N, 1]
     column_max, column_log2_sum, column_soft, column_a = column  # [1, PART]
     score = cosine * to_score
@@ -89,8 +88,7 @@ def _weights(
         hard_w = a * by_s
         _, by_s = probability(column_ell, column_p, of_factor, DETACH, POWER)
         hard_m = hard_w + column_a * by_s
-    m = tl.where(other, soft_m + tl.where(alike, hard_m, 0.0), 0.0)
-    return m, tl.where(other, soft_w + tl.where(alike, hard_w, 0.0), 0.0)
+    return tl.where(alike, soft_m + hard_m, soft_m), tl.where(alike, soft_w + hard_w, soft_w)
 
 
 @triton.jit(do_not_specialize=PER_CALL)
@@ -174,27 +172,30 @@ def pair_gradient_kernel(
                 BLOCK_M,
                 BLOCK_D,
             )  # [BLOCK_N, BLOCK_M]
+        ahead = start + row_first - first - column_first  # of the columns
+        diagonal = (ahead < BLOCK_M) & (ahead > -BLOCK_N)  # it holds pairs of a row with itself
         cosines = parts(cosine, PARTS)
         ms = ()
         for part in tl.static_range(0, PARTS):
             j = first + part * PART + tl.arange(0, PART)
             alike = label == labels(column_label_ptr, j, columns)[None, :]
-            other = (i + row_first)[:, None] != (j + column_first)[None, :]
             column = _stats(column_stats_ptr, j, columns, column_total, 0)
             some = cosines[part]
-            m, w = _weights(
-                some, alike, other, row, column, to_score, tau, of_factor, SIMILARITY, DETACH, POWER, BOUNDED
-            )
+            m, w = _weights(some, alike, row, column, to_score, tau, of_factor, SIMILARITY, DETACH, POWER, BOUNDED)
+            other = (i + row_first)[:, None] != (j + column_first)[None, :]
             if tau_ptr is not None:
-                dtau += tl.sum(w * some, 1)
-            m = factor_of((m * matrix_scale).to(row_z_ptr.dtype.element_ty), PRECISION)
+                dtau += tl.sum(tl.where(other, w * some, 0.0), 1)
+            if diagonal:
+                m = tl.where(other, m, 0.0)
+            m *= matrix_scale
             if MATRIX and out_ptr is not None:
                 stride = splits * tiles * BLOCK_M  # Triton sees a multiple of it: 16 bytes at a time
                 target = out_ptr + ((group * rows + i) * stride)[:, None] + j[None, :]
-                tl.store(target, m, mask=(i < rows)[:, None])
+                tl.store(target, factor_of(m.to(row_z_ptr.dtype.element_ty), PRECISION), mask=(i < rows)[:, None])
             ms += (m,)  # type: ignore[assignment]
         if not MATRIX and out_ptr is not None:
-            dz = dot(whole(ms, PARTS), column_z, dz, PRECISION)
+            m = factor_of(whole(ms, PARTS).to(row_z_ptr.dtype.element_ty), PRECISION)
+            dz = dot(m, column_z, dz, PRECISION)
 
     if tau_ptr is not None:
         tl.store(tau_ptr + tl.program_id(0), tl.sum(dtau, 0) / -(tau * tau))

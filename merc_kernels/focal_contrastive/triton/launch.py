@@ -12,9 +12,9 @@ programs where the rows alone would leave processors idle.
 """
 
 import torch
-import triton
 from torch import Tensor
 
+from merc_kernels._shared.triton.integers import cdiv, next_power_of_2
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.call import Call, length, row_programs, splits_of
@@ -114,7 +114,7 @@ def _rank(call: Call, index: Tensor, names: Tensor) -> None:
     if call.total <= SCANNED:
         rank_kernel[programs](index, names, call.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK)
         return
-    slots = triton.next_power_of_2(2 * call.total)
+    slots = next_power_of_2(2 * call.total)
     table = index.new_full((call.groups, slots + 1), call.total, dtype=torch.int32)
     enter_kernel[programs](table, index, names, call.total, slots, ignore_index, BLOCK_N=RANK_BLOCK)
     look_up = row_programs(call.total, ROW_BLOCK, call.groups)
@@ -125,7 +125,7 @@ def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
     """Partial sums over the pairs, (splits, 5, G anchors)."""
     tile = sums_tile(call.packed_dtype, call.width, call.variant, call.architecture)
     columns = call.total - call.first_candidate
-    blocks = call.groups * triton.cdiv(call.anchors, tile.rows)
+    blocks = call.groups * cdiv(call.anchors, tile.rows)
     splits, tiles = splits_of(blocks, columns, tile, call.device, waves=4)
     partial = z.new_empty((splits, 5, call.groups * call.anchors), dtype=call.dtype)
     if partial.numel() == 0:
@@ -147,7 +147,7 @@ def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             call.groups,
             splits,
             length(tiles, call.device),
-            length(triton.cdiv(call.width, tile.width), call.device),
+            length(cdiv(call.width, tile.width), call.device),
             call.width,
             call.floats,
             STEP=step,

@@ -10,9 +10,9 @@ import itertools
 import math
 
 import torch
-import triton
 from torch import Tensor
 
+from merc_kernels._shared.triton.integers import cdiv
 from merc_kernels.focal_contrastive.triton.call import Call, Source, length, row_programs, splits_of
 from merc_kernels.focal_contrastive.triton.configuration import held_tile, matrix_tile, row_tile
 from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
@@ -41,7 +41,7 @@ def source_gradient(
     tile = in_registers or matrix_tile(*question)
 
     def launch(out: Tensor | None, row: int, rows: int, group: int, groups: int, splits: int, tiles: int) -> None:
-        programs = groups * triton.cdiv(rows, tile.rows) * splits
+        programs = groups * cdiv(rows, tile.rows) * splits
         tau = None
         if taus is not None:
             tau = z.new_empty((programs,), dtype=call.dtype)
@@ -67,7 +67,7 @@ def source_gradient(
             groups,
             splits,
             length(tiles, call.device),
-            length(triton.cdiv(call.width, tile.width), call.device),
+            length(cdiv(call.width, tile.width), call.device),
             call.width,
             call.floats,
             SIMILARITY=call.variant.similarity,
@@ -83,14 +83,14 @@ def source_gradient(
             _unpack(call, source, result, z.new_zeros((1, *whole), dtype=call.dtype), norms, matrix_scale, 0, 0)
         return
     if in_registers:
-        blocks = call.groups * triton.cdiv(source.rows, tile.rows)
+        blocks = call.groups * cdiv(source.rows, tile.rows)
         splits, tiles = splits_of(blocks, columns, tile, call.device, waves=2)
         dz = None if result is None else z.new_empty((splits, *whole), dtype=call.dtype)
         launch(dz, 0, source.rows, 0, call.groups, splits, tiles)
         if result is not None and dz is not None:
             _unpack(call, source, result, dz, norms, matrix_scale, 0, 0)
         return
-    splits = triton.cdiv(columns, tile.columns)
+    splits = cdiv(columns, tile.columns)
     stride = splits * tile.columns  # of a row of the matrix, which is whole tiles
     fitting = max(128, _STRIP_BYTES // (stride * z.itemsize))  # rows of a strip
     groups, rows = min(call.groups, max(1, fitting // source.rows)), min(source.rows, fitting // 128 * 128)

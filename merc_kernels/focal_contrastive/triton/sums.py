@@ -13,7 +13,8 @@ Letters: s score, m its maximum over the candidates, P the positives, h the foca
 pair adds, L = m + log2 E; N rows, M columns, G groups, D features.
 
 Similarity takes one sweep, for neither H nor Q depends on L. Probability takes two, as h does. Which columns are
-candidates is a matter of their label alone: a row that an anchor must not see is not handed in.
+candidates is a matter of their label alone: a row that an anchor must not see is not handed in. With BOUNDED, which
+needs no maximum, each lane sums over the tiles by itself, and lanes are added up once.
 """
 
 import triton
@@ -26,6 +27,7 @@ from merc_kernels.focal_contrastive.triton.tiles import (
     dot,
     factor_options,
     labels,
+    one_beside,
     parts,
     place,
     probability,
@@ -35,6 +37,19 @@ from merc_kernels.focal_contrastive.triton.tiles import (
 )
 
 LSE, TERMS, BOTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def _added_bounded(sums, cosine, alike, other, bias, to_score, of_factor, POWER: tl.constexpr):
+    # As `_added`, for each lane by itself: [BLOCK_N, PART], added up across lanes once the tiles are done
+    top, e_sum, count, slope_sum, value = sums
+    score = cosine * to_score + bias[None, :]
+    e_sum = tl.where(other, e_sum + tl.exp2(score), e_sum)
+    h, _ = raised(0.5 - 0.5 * cosine, of_factor, POWER)
+    positive = other & alike  # of a row that is not kept: never used
+    count = tl.where(positive, count + one_beside(cosine), count)
+    slope_sum = tl.where(positive, slope_sum + h, slope_sum)
+    return top, e_sum, count, slope_sum, tl.where(positive, value + h * score, value)
 
 
 @triton.jit
@@ -51,21 +66,16 @@ def _added(
     STEP: tl.constexpr,
     DETACH: tl.constexpr,
     POWER: tl.constexpr,
-    BOUNDED: tl.constexpr,
 ):
-    # The sums, with the pairs of one more tile
+    # The sums, with the pairs of a part of a tile
     top, e_sum, count, slope_sum, value = sums
     score = cosine * to_score
     if STEP != TERMS:
-        if BOUNDED:
-            e = tl.exp2(score + bias[None, :])
-            e_sum += tl.sum(tl.where(other, e, 0.0), 1)
-        else:
-            seen = tl.where(other, score + bias[None, :], -float("inf"))
-            higher = tl.maximum(top, tl.max(seen, 1))
-            e_sum = e_sum * tl.exp2(top - higher) + tl.sum(tl.exp2(seen - higher[:, None]), 1)
-            value += slope_sum * (top - higher)  # Q, from the new maximum
-            top = higher
+        seen = tl.where(other, score + bias[None, :], -float("inf"))
+        higher = tl.maximum(top, tl.max(seen, 1))
+        e_sum = e_sum * tl.exp2(top - higher) + tl.sum(tl.exp2(seen - higher[:, None]), 1)
+        value += slope_sum * (top - higher)  # Q, from the new maximum
+        top = higher
     if STEP != LSE:
         positive = other & alike  # of a row that is not kept: never used
         count += tl.sum(tl.where(positive, 1.0, 0.0).to(top.dtype), 1)
@@ -132,8 +142,11 @@ def pair_sums_kernel(
     row = g * rows + i
 
     zero = tl.zeros([BLOCK_N], dtype)
-    sums = (zero + (0.0 if BOUNDED else LOWEST), zero, zero, zero, zero)
     row_max, log2_sum = zero, zero
+    sums = (zero + LOWEST, zero, zero, zero, zero)
+    if BOUNDED:
+        lanes = tl.zeros([BLOCK_N, PART], dtype)
+        sums = (zero, lanes, lanes, lanes, lanes)
     if STEP == TERMS:
         row_max, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)
         log2_sum = tl.log2(tl.where(e == 0, 1.0, e))
@@ -165,23 +178,26 @@ def pair_sums_kernel(
             alike = label == column_label[None, :]
             other = (i + row_first)[:, None] != (j + column_first)[None, :]
             bias = tl.where(column_label >= 0, 0.0, -float("inf")).to(dtype)
-            sums = _added(
-                sums,
-                cosines[part],
-                alike,
-                other,
-                bias,
-                row_max,
-                log2_sum,
-                to_score,
-                of_factor,
-                STEP,
-                DETACH,
-                POWER,
-                BOUNDED,
-            )
+            if BOUNDED:
+                sums = _added_bounded(sums, cosines[part], alike, other, bias, to_score, of_factor, POWER)
+            else:
+                sums = _added(
+                    sums,
+                    cosines[part],
+                    alike,
+                    other,
+                    bias,
+                    row_max,
+                    log2_sum,
+                    to_score,
+                    of_factor,
+                    STEP,
+                    DETACH,
+                    POWER,
+                )
 
     target = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
     for k in tl.static_range(0, 5):
         if (k < 2 and STEP != TERMS) or (k >= 2 and STEP != LSE):
-            tl.store(target + k * all_rows, sums[k], mask=i < rows)
+            of_rows = tl.sum(sums[k], 1) if len(sums[k].shape) == 2 else sums[k]
+            tl.store(target + k * all_rows, of_rows, mask=i < rows)

@@ -109,6 +109,15 @@ def whole(x, PARTS: tl.constexpr):
 
 
 @triton.jit
+def one_beside(x):
+    """1 in the registers of x: a constant alone might lie elsewhere, and all that it meets be computed twice."""
+    if INTERPRETED or x.dtype != tl.float32:
+        return tl.full(x.shape, 1.0, x.dtype)
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, 0x3f800000;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def factor_options(floats, dtype: tl.constexpr):
     """What `raised` takes of the float options."""
     return double(floats.gamma).to(dtype)
@@ -118,10 +127,9 @@ def factor_options(floats, dtype: tl.constexpr):
 def raised(base, gamma, POWER: tl.constexpr):
     """Factor h = base^gamma and gamma base^(gamma - 1), 0 where clamped; POWER: gamma is 0, 1, 2 or (3) any other."""
     floor: tl.constexpr = 1.1102230246251565e-16 if base.dtype == tl.float64 else 5.9604644775390625e-08
-    low, high = base < floor, base > 1
-    clamped = tl.where(low, floor, tl.where(high, 1.0, base))  # a NaN stays one
+    clamped = tl.clamp(base, floor, 1.0, tl.PropagateNan.ALL)
     if POWER == 0:
-        h, slope = tl.full(base.shape, 1.0, base.dtype), tl.zeros_like(base)
+        h, slope = one_beside(base), tl.zeros_like(base)
     elif POWER == 1:
         h, slope = clamped, tl.full(base.shape, 1.0, base.dtype)
     elif POWER == 2:
@@ -129,7 +137,7 @@ def raised(base, gamma, POWER: tl.constexpr):
     else:
         h = tl.exp2(gamma * tl.log2(clamped))
         slope = gamma * h / clamped
-    return h, tl.where(low | high, 0.0, slope)
+    return h, tl.where((base < floor) | (base > 1), 0.0, slope)
 
 
 @triton.jit

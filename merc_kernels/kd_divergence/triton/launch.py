@@ -5,10 +5,10 @@
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from merc_kernels._shared.operator import accumulate
+from merc_kernels._shared.triton.integers import cdiv, next_power_of_2
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels._shared.triton.scalars import float_options
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
@@ -29,7 +29,7 @@ def blocks(classes: int, accumulate: torch.dtype, backward: bool) -> Blocks:
     widest = 512 if double else 2048  # what leaves room for several programs, with both gradients in registers
     if not backward:
         widest *= 2  # one reduction a tile: the wider, the fewer
-    block = min(max(8, triton.next_power_of_2(classes)), widest)
+    block = min(max(8, next_power_of_2(classes)), widest)
     # Narrow rows share a program, or its threads would idle. Where rows are not aligned, each of a thread's elements
     # is in a row of its own, whose numbers it holds: few a thread.
     rows = (256 if double else 512) // block if block < 256 else 1
@@ -85,7 +85,7 @@ class _Call:
             "DIRECTION": options.direction,
             "CE": options.ce_weight != 0,
             "SCALE_BY_T2": options.scale_by_t2,
-            "TILES": triton.cdiv(self.classes, self.blocks.classes),
+            "TILES": cdiv(self.classes, self.blocks.classes),
             "BLOCK_N": self.blocks.rows,
             "BLOCK_C": self.blocks.classes,
             "num_warps": self.blocks.warps,
@@ -117,7 +117,7 @@ def forward(
     shape = student.shape[:-1] if options.reduction == "none" else ()
     if total == 0:
         return student.new_zeros(shape, dtype=call.dtype), student.new_ones((), dtype=call.dtype), saved
-    programs = call.groups * triton.cdiv(call.rows, call.blocks.rows)
+    programs = call.groups * cdiv(call.rows, call.blocks.rows)
     loss = student.new_empty(shape, dtype=call.dtype)
     partial = loss if options.reduction == "none" else student.new_empty((2, programs), dtype=call.dtype)
     with torch.cuda.device_of(student):
@@ -171,7 +171,7 @@ def backward(
     if total == 0:
         return of_student, of_teacher.zero_()
     repeats = call.groups if call.shared and teacher_grad else 1
-    programs = call.groups // repeats * triton.cdiv(call.rows, call.blocks.rows) * call.constants["TILES"]
+    programs = call.groups // repeats * cdiv(call.rows, call.blocks.rows) * call.constants["TILES"]
     with torch.cuda.device_of(student):
         backward_kernel[(programs,)](
             grad.contiguous(),
