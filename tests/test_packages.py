@@ -47,8 +47,9 @@ print(json.dumps({"file": merc_kernels.__file__, "states": states}))
 
 
 def run(*command, cwd=None, **environment):
-    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | environment)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "check": False}
+    ended = subprocess.run(command, cwd=cwd, env=os.environ | environment, **both)
+    assert ended.returncode == 0, ended.stdout
     return ended.stdout
 
 
@@ -120,7 +121,7 @@ def pip(environment, *command, **variables):
 def tried(environment):
     """The backends, and what ``cpu`` says of an extension that does not load; `merc info` says them too."""
     out = run(environment / "bin/python", "-c", TRIED, cwd=environment)
-    told = json.loads(out.splitlines()[-1])
+    told = json.loads(next(line for line in out.splitlines() if line.startswith("{")))
     assert Path(told["file"]).is_relative_to(environment)
     assert told["states"]["cpu"] in out.replace("\n", " ")
     return told["states"]
