@@ -1,4 +1,4 @@
-"""VADER's product reviews as a table for merc extract: 3,708 sentences of 300 reviews, each rated by twenty people or more.
+"""VADER's product reviews as a table for merc extract: 3,708 sentences of 300 reviews, rated by twenty people or more.
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2
     python -m benchmarks.reviews vaderSentiment-3.3.2.tar.gz reviews.csv
