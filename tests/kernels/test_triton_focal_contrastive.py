@@ -1,6 +1,6 @@
 """The Triton kernels of the focal contrastive loss: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: these tests run in processes that test_interpreted.py starts.
 """
 
 import functools
@@ -14,7 +14,7 @@ from torch import Tensor
 from merc_kernels import focal_contrastive_loss
 from merc_kernels.focal_contrastive.operator import passes
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
-from tests.kernels import alive, all_anchors, focal_cases, grid, inference, interpreted
+from tests.kernels import alive, all_anchors, focal_cases, grid, inference
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -355,11 +355,3 @@ class TestOperator:
         gradient = torch.autograd.grad(fused(x, torch.arange(6) % 2), x, create_graph=True)[0]
         with pytest.raises(RuntimeError, match="first derivatives only; for second ones use backend='reference'"):
             torch.autograd.grad(gradient.square().sum(), x)
-
-
-class TestInterpreter:
-    __test__ = not INTERPRETED
-
-    @pytest.mark.parametrize(("marker", "share"), interpreted.shares())
-    def test_values(self, marker, share):
-        interpreted.run(__file__, marker, share)
