@@ -57,7 +57,7 @@ docs: $(VENV)/.dev # without --quiet, which hides the warnings from strict
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 archs: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m full tests/kernels/test_cuda_sources.py -k compiles_without_spills
+	$(PYTEST) -m "full or not full" tests/kernels -k "compiles_without_spills or test_representatives"
 
 check: lint types imports abi
 
