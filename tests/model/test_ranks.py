@@ -73,6 +73,18 @@ def test_several_processes_train_as_one_and_go_on_where_one_was_killed(tmp_path:
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.full
+def test_several_processes_refuse_a_folder_that_exists(tmp_path: Path) -> None:
+    small_corpus().save(tmp_path / "corpus.npz")
+    arguments = ["--data", str(tmp_path / "corpus.npz"), *SETTINGS, "--out", str(tmp_path / "run")]
+    assert main(["train", *arguments]) == 0
+    run = started(tmp_path, *arguments)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode != 0
+    there = f"merc: error: {tmp_path / 'run'} exists; go on in it with --resume, or give another --out"
+    assert lines_of_merc(err) == [there]
+
+
 def test_every_dialogue_is_one_ranks() -> None:
     corpus = small_corpus()
     batch = collate(corpus, corpus.dialogues("train")[:5])
