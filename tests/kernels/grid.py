@@ -1,7 +1,6 @@
 """Option grids: a seeded sample of a product, in which every pair of option values that may stand together stands."""
 
 import functools
-import heapq
 import itertools
 import operator
 import random
@@ -25,10 +24,8 @@ def sample(options: dict[str, list[Any]], valid: Callable[[Case], bool], size: i
 
 
 def cover(options: dict[str, list[Any]], valid: Callable[[Case], bool]) -> list[Case]:
-    """Few valid cases that hold every pair of option values which may stand together, as 20,000 drawn cases show."""
-    rng = random.Random(0)
-    drawn = zip(*(rng.choices(values, k=20_000) for values in options.values()), strict=True)
-    candidates = [case for case in (dict(zip(options, values, strict=True)) for values in drawn) if valid(case)]
+    """Few valid cases that hold every pair of option values which may stand together, as 20,000 of them show."""
+    candidates = sample(options, valid, 20_000)
     numbers: dict[tuple[str, Any], int] = {}  # of each option's values
     most = sum(map(len, options.values()))
 
@@ -43,15 +40,11 @@ def cover(options: dict[str, list[Any]], valid: Callable[[Case], bool]) -> list[
 
     held = [pairs(case) for case in candidates]
     missing, cases = functools.reduce(operator.or_, held), []
-    queue = [(-of_case.bit_count(), place) for place, of_case in enumerate(held)]  # what each brings, or more
-    heapq.heapify(queue)
-    while missing:
-        place = queue[0][1]
-        brings = (missing & held[place]).bit_count()
-        heapq.heapreplace(queue, (-brings, place))
-        if queue[0][1] == place:  # still the one that brings most
-            cases.append(candidates[place])
-            missing &= ~held[place]
+    for least in (24, 16, 8, 4, 2, 1):  # first those that bring many pairs
+        for case, of_case in zip(candidates, held, strict=True):
+            if (missing & of_case).bit_count() >= least:
+                cases.append(case)
+                missing &= ~of_case
     return cases
 
 
