@@ -7,7 +7,7 @@ import pytest
 import triton
 from triton.runtime import interpreter
 
-core = triton.language.core
+core, semantic = triton.language.core, triton.language.semantic.TritonSemantic
 
 
 def hasten(patch: pytest.MonkeyPatch) -> None:
@@ -16,6 +16,7 @@ def hasten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(interpreter, "_get_np_dtype", _by_name(interpreter._get_np_dtype))
     patch.setattr(core.block_type, "__init__", _of_block(core.block_type.__init__))
     patch.setattr(core.tensor, "__init__", _of_value)
+    patch.setattr(semantic, "broadcast_impl_value", _unless_alike(semantic.broadcast_impl_value))
 
 
 def _patch_once(patch: pytest.MonkeyPatch) -> None:
@@ -66,3 +67,12 @@ def _of_value(self: Any, handle: Any, type: Any) -> None:
     """`tensor.__init__`."""
     self.handle, self.type, self.dtype = handle, type, type.scalar
     self.numel, self.shape = _shape(*type.shape.values) if type.is_block() else _shape()
+
+
+def _unless_alike(original: Any) -> Any:
+    def broadcast(self: Any, one: Any, other: Any) -> Any:
+        if one.type.is_block() and other.type.is_block() and one.type.shape.values == other.type.shape.values:
+            return one, other
+        return original(self, one, other)
+
+    return broadcast
