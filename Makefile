@@ -2,7 +2,7 @@
 # make demo        a written script to recordings, a model trained on them, a page with its predictions; two minutes
 # make test        set up, run the tests that need no GPU
 # make test-full   the same with the whole grids
-# make archs       nvcc compiles the CUDA kernels for every GPU that is promised, without spills; three minutes
+# make archs       nvcc and Triton compile the kernels for every GPU that is promised, without spills
 # make check       ruff, clang-format, mypy, import-linter, torch-abi-audit
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
