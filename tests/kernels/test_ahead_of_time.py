@@ -1,9 +1,8 @@
 """Triton kernels compiled for real architectures without a GPU: nothing spilled, in the shared memory there is.
 
-It takes every iterator ``*_configurations`` of tests.kernels.ahead_of_time: an operator adds its own there. By
-default it compiles of each kernel the last configuration that the iterator gives, which should be the one that takes
-most registers, for the reference machine. Marked full are the other architectures, on the reference machine each set of
-types that a kernel is launched with, all of which make archs runs too; and every configuration.
+It takes every iterator ``*_configurations`` of tests.kernels.ahead_of_time: an operator adds its own there. make archs
+compiles of each kernel the last configuration that the iterator gives, which should be the one that takes most
+registers, and on the reference machine that of each set of types it is launched with; make test-full every one.
 """
 
 import functools
@@ -103,9 +102,8 @@ class TestCompiles:
             x for x in vars(ahead_of_time) if x.endswith(ending)
         }
 
-    @pytest.mark.parametrize(
-        "architecture", [pytest.param(x, marks=[] if x == REFERENCE else pytest.mark.full) for x in SHARED_MEMORY]
-    )
+    @pytest.mark.full
+    @pytest.mark.parametrize("architecture", SHARED_MEMORY)
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_representatives(self, operator, architecture):
         positions = representatives(operator, architecture)
