@@ -320,14 +320,14 @@ def check_mistakes(rank: int, ranks: int) -> None:
 CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_") and name != "check_use"]
 
 
-OF_TWO = [  # not of four too: what is slow, and what only needs processes
+OF_TWO = [  # not of more too: what is slow, and what needs no more
     check_compiled,
     test_bank.check_under_ddp_every_rank_has_the_rows_of_all,
     test_gradient_cache.check_ddp_averages_once_a_step,
 ]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.full)])
 def test_as_one_process(ranks):
     gloo.run([check for check in CHECKS if check not in OF_TWO] + (OF_TWO if ranks == 2 else []), ranks)
 
