@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,10 @@ def pytest_collection_modifyitems(items):
         return ORDER.index(folder) if folder in ORDER else len(ORDER)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # torch and the tests stay: no collection need look at them
 
 
 @pytest.fixture(autouse=True)

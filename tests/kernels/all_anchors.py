@@ -8,7 +8,7 @@ from torch import Tensor
 from merc_kernels.focal_contrastive.options import Focal, FocalContrastiveOptions
 from tests.numerics import assert_equal_fp64
 
-CLASSES, OWN, FAR = 4, 37, 70
+CLASSES = 4
 
 
 def gradients(run: Any, back: Any, rows: tuple[Any, ...], options: FocalContrastiveOptions, far: int) -> list[Tensor]:
@@ -27,7 +27,7 @@ def gradients(run: Any, back: Any, rows: tuple[Any, ...], options: FocalContrast
     return [*made[:2]]
 
 
-def check(run: Any, back: Any, focal: Focal) -> None:
+def check(run: Any, back: Any, focal: Focal, own: int = 37, far: int = 70) -> None:
     """Values in float64, of the operators of both passes of a backend."""
     torch.manual_seed(0)
     for groups, prototypes, anchors, normalize in (
@@ -36,10 +36,10 @@ def check(run: Any, back: Any, focal: Focal) -> None:
         (0, True, True, False),
     ):
         shape = (groups,) if groups else ()
-        x = torch.randn(*shape, OWN + FAR, 12, dtype=torch.float64) * (1.0 if normalize else 0.3)
-        y = torch.randint(CLASSES, (*shape, OWN + FAR))
+        x = torch.randn(*shape, own + far, 12, dtype=torch.float64) * (1.0 if normalize else 0.3)
+        y = torch.randint(CLASSES, (*shape, own + far))
         y[..., ::9] = -100
-        y[..., 40] = 77 if not prototypes else -100  # alone: an anchor without a positive
+        y[..., own + 3] = 77 if not prototypes else -100  # alone: an anchor without a positive
         centers = torch.randn(CLASSES, 12, dtype=torch.float64) if prototypes else None
         weights = torch.rand(CLASSES, dtype=torch.float64) if prototypes else None
         tau = torch.tensor(0.3, dtype=torch.float64) if anchors else None
@@ -52,7 +52,7 @@ def check(run: Any, back: Any, focal: Focal) -> None:
         )
         rows = (x, y, centers, weights, tau)
         whole = gradients(run, back, rows, options, 0)
-        part = gradients(run, back, rows, options, FAR)
-        assert_equal_fp64(part[0], whole[0][..., :OWN, :], "embeddings")
+        part = gradients(run, back, rows, options, far)
+        assert_equal_fp64(part[0], whole[0][..., :own, :], "embeddings")
         if prototypes:
             assert_equal_fp64(part[1], whole[1], "prototypes")

@@ -71,21 +71,16 @@ def _run(command: list[str]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _patched_once():
-    """The interpreter patches its language for a launch, and not anew for each function called inside."""
+def _hastened():
+    """The interpreter, where a process has one, loses no time."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         yield
         return
-    interpreter = pytest.importorskip("triton").runtime.interpreter
-    patch, language = interpreter._patch_lang, interpreter.tl
+    pytest.importorskip("triton")
+    from tests.kernels import interpreter
 
-    def once(fn):
-        used = [x for x in fn.__globals__.values() if x is language or x is language.core]
-        patched = all(x.static_print is print for x in used)
-        return interpreter._LangPatchScope() if patched else patch(fn)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter, "_patch_lang", once)
+    with pytest.MonkeyPatch.context() as patch:
+        interpreter.hasten(patch)
         yield
 
 

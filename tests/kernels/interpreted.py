@@ -1,4 +1,4 @@
-"""The tests of a file in processes of their own, in which Triton interprets its kernels: it decides when imported."""
+"""Tests in processes of their own, in which Triton interprets its kernels: it decides when it is imported."""
 
 import os
 import subprocess
@@ -20,9 +20,9 @@ def shares() -> list:
     return [*(("not full", f"{index + 1}/{count}") for index in range(count)), full]
 
 
-def run(file: str, marker: str, share: str) -> None:
-    """Run a share of a file's tests; they pass, and there are some."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marker, file]
+def run(tests: list, marker: str, share: str) -> None:
+    """Run a share of these files' tests; they pass, and there are some."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marker, *map(str, tests)]
     environment = os.environ | {"TRITON_INTERPRET": "1", SHARE: share}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

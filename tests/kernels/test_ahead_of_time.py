@@ -1,10 +1,8 @@
 """Triton kernels compiled for real architectures without a GPU: nothing spilled, in the shared memory there is.
 
-It takes every iterator ``*_configurations`` of tests.kernels.ahead_of_time: an operator adds its own there. By
-default it compiles of each kernel, and of each set of types it is launched with, the last configuration that the
-iterator gives, which should be the one that takes most registers, on two architectures: one with least shared
-memory, and that of the reference machine; on the others, the last configuration of each kernel alone. Every
-configuration is marked full.
+It takes every iterator ``*_configurations`` of tests.kernels.ahead_of_time: an operator adds its own there. make archs
+compiles of each kernel the last configuration that the iterator gives, which should be the one that takes most
+registers, and on the reference machine that of each set of types it is launched with; make test-full every one.
 """
 
 import functools
@@ -24,7 +22,7 @@ from tests import cores
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a program may have
-EVERY_TYPE = (90,)
+REFERENCE = 90
 OPERATORS = ("focal_contrastive", "kd_divergence")
 
 
@@ -45,13 +43,13 @@ def launched(operator: str, architecture: int) -> list[int]:
     return [i for i, one in enumerate(configurations(operator)) if of_tiles in one.architectures]
 
 
-def representatives(operator: str, architecture: int) -> list[int]:
-    """Positions of the last configuration of each kernel, and in `EVERY_TYPE` of each set of types."""
+def representatives(operator: str, architecture: int, every_type: bool = False) -> list[int]:
+    """Positions of the last configuration of each kernel, or of each set of its types."""
     chosen: dict[tuple, int] = {}
     for position in launched(operator, architecture):
         configuration = configurations(operator)[position]
         types = sorted({x for x in configuration.signature.values() if x[0] == "*"})
-        key = (configuration.kernel.__name__, *(types if architecture in EVERY_TYPE else ()))
+        key = (configuration.kernel.__name__, *(types if every_type else ()))
         chosen[key] = position
     return sorted(set(chosen.values()))
 
@@ -104,12 +102,20 @@ class TestCompiles:
             x for x in vars(ahead_of_time) if x.endswith(ending)
         }
 
+    @pytest.mark.full
     @pytest.mark.parametrize("architecture", SHARED_MEMORY)
     @pytest.mark.parametrize("operator", OPERATORS)
     def test_representatives(self, operator, architecture):
         positions = representatives(operator, architecture)
         assert len(positions) > 2
         assert problems(operator, positions, architecture) == []
+
+    @pytest.mark.full
+    @pytest.mark.parametrize("operator", OPERATORS)
+    def test_representatives_of_every_type(self, operator):
+        positions = representatives(operator, REFERENCE, every_type=True)
+        assert len(positions) > len(representatives(operator, REFERENCE))
+        assert problems(operator, positions, REFERENCE) == []
 
     @pytest.mark.full
     @pytest.mark.parametrize("architecture", SHARED_MEMORY)

@@ -1,15 +1,13 @@
 """The memory bank: a queue that wraps round, in buffers, without this batch's own copies."""
 
 import copy
-import tempfile
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from merc_kernels import FocalContrastiveLoss, MemoryBank, focal_contrastive_loss
-from tests.kernels import ranks as gloo
 from tests.numerics import TOLERANCE
 
 
@@ -145,28 +143,19 @@ class Model(nn.Module):
         return embeddings, self.bank(embeddings, labels)
 
 
-def _of_rank(rank, file, results):
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    torch.manual_seed(0)
+def check_under_ddp_every_rank_has_the_rows_of_all(rank, ranks):
+    """Run by test_distributed.py."""
     model, criterion = Model(), FocalContrastiveLoss()
+    alone = copy.deepcopy(model)
+    alone.bank.group = [dist.new_group([r]) for r in range(ranks)][rank]  # is given all rows, and gathers none
     wrapped = nn.parallel.DistributedDataParallel(model)  # which sends the buffers of rank 0 to all
-    for x in torch.randn(4, 2, 3, 4):
-        embeddings, refs = wrapped(x[rank], torch.arange(3) + rank)
-        criterion(embeddings, torch.arange(3) + rank, **refs).backward()
-    results.put((rank, model.bank.labels.tolist(), model.bank.embeddings.tolist()))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_under_ddp_every_rank_has_the_rows_of_all():
-    queue = multiprocessing.get_context("spawn").SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        gloo.spawn(_of_rank, (f"{folder}/store", queue), 2)
-        found = {rank: rest for rank, *rest in (queue.get() for _ in range(2))}
-    torch.manual_seed(0)
-    model = Model()
-    for x in torch.randn(4, 2, 3, 4):
-        model(x.flatten(0, 1), torch.cat((torch.arange(3), torch.arange(3) + 1)))
-    assert found[0] == found[1]
-    assert found[0][0] == model.bank.labels.tolist()
-    assert (torch.tensor(found[0][1]) - model.bank.embeddings).abs().max() <= TOLERANCE[torch.float32]
+    labels = torch.arange(3) + torch.arange(ranks)[:, None]
+    for x in torch.randn(4, ranks, 3, 4):
+        embeddings, refs = wrapped(x[rank], labels[rank])
+        criterion(embeddings, labels[rank], **refs).backward()
+        alone(x.flatten(0, 1), labels.flatten())
+    everywhere = [torch.empty_like(model.bank.embeddings) for _ in range(ranks)]
+    dist.all_gather(everywhere, model.bank.embeddings)
+    assert all(torch.equal(one, everywhere[0]) for one in everywhere)
+    assert torch.equal(model.bank.labels, alone.bank.labels)
+    assert (model.bank.embeddings - alone.bank.embeddings).abs().max() <= TOLERANCE[torch.float32]

@@ -239,9 +239,13 @@ def plain_case(
 
 
 # Across the edges of a tile of 64 rows, of 16 columns, and of what one chunk and one block hold of the columns.
-@pytest.mark.parametrize(("rows", "width"), [(64, 16), (65, 17), (130, 33), (63, 257), (70, 130), (3, 600)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_sizes(on_host, rows, width, dtype):
+SIZES = [(64, 16), (65, 17), (130, 33), (63, 257), (70, 130), (3, 600)]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize(("size", "dtype"), grid.halved(SIZES, DTYPES))
+def test_sizes(on_host, size, dtype):
+    rows, width = size
     focal = FOCAL[rows % 2]
     check(
         on_host, plain_case(rows, width, dtype, focal=focal, temperature=torch.tensor(0.2), detach_focal=width % 2 == 0)

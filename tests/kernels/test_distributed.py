@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import merc_kernels
 from merc_kernels import distributed, focal_contrastive_loss, reference
 from tests.kernels import ranks as gloo
+from tests.kernels import test_bank, test_gradient_cache
 from tests.numerics import assert_equal_fp64, error
 
 CLASSES, FEATURES, WIDTH = 4, 6, 8
@@ -319,9 +320,16 @@ def check_mistakes(rank: int, ranks: int) -> None:
 CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_") and name != "check_use"]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+OF_TWO = [  # not of more too: what is slow, and what needs no more
+    check_compiled,
+    test_bank.check_under_ddp_every_rank_has_the_rows_of_all,
+    test_gradient_cache.check_ddp_averages_once_a_step,
+]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.full)])
 def test_as_one_process(ranks):
-    gloo.run([check for check in CHECKS if check is not check_compiled or ranks == 2], ranks)
+    gloo.run([check for check in CHECKS if check not in OF_TWO] + (OF_TWO if ranks == 2 else []), ranks)
 
 
 def test_without_processes_it_is_the_loss_of_one():

@@ -3,17 +3,15 @@
 import contextlib
 import copy
 import random
-import tempfile
 
 import numpy
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn import functional as F
 
 from merc_kernels import FocalContrastiveLoss, cached_backward
-from tests.kernels import ranks as gloo
 from tests.numerics import TOLERANCE
 
 LABELS = torch.arange(11) % 3
@@ -220,38 +218,25 @@ def test_bad_input_is_named(message):
     assert str(caught.value).startswith(message)
 
 
-def _of_rank(rank, file, results):
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    x, encoder = torch.randn(2, 8, 5, dtype=torch.float64)[rank], Encoder().double()
+def check_ddp_averages_once_a_step(rank, ranks):
+    """Run by test_distributed.py."""
+    xs, encoder = torch.randn(ranks, 8, 5, dtype=torch.float64), Encoder().double()
+    alone = copy.deepcopy(encoder)
     model, synchronized = nn.parallel.DistributedDataParallel(encoder), []
-    model.register_comm_hook(None, lambda _, bucket: synchronized.append(1) or _averaged(bucket))
-    views = [x[:4], x[4:]]
+    model.register_comm_hook(None, lambda _, bucket: synchronized.append(1) or _averaged(bucket, ranks))
+    views = [xs[rank, :4], xs[rank, 4:]]
     for accumulating in (True, False):
         with model.no_sync() if accumulating else contextlib.nullcontext():
             cached_backward([model, model], views, clip, chunk_size=2)
-    results.put((rank, len(synchronized), [p.grad.tolist() for p in encoder.parameters()]))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def _averaged(bucket):
-    future = dist.all_reduce(bucket.buffer() / 2, async_op=True).get_future()
-    return future.then(lambda done: done.value()[0])
-
-
-def test_ddp_averages_once_a_step():
-    queue = multiprocessing.get_context("spawn").SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        gloo.spawn(_of_rank, (f"{folder}/store", queue), 2)
-        found = {rank: (times, values) for rank, times, values in (queue.get() for _ in range(2))}
-    torch.manual_seed(0)
-    xs, encoder = torch.randn(2, 8, 5, dtype=torch.float64), Encoder().double()
     for x in xs:
-        encoder.calls.zero_()
+        alone.calls.zero_()
         for _ in range(2):
-            a, b = (torch.cat([encoder(part) for part in view.split(2)]) for view in (x[:4], x[4:]))
-            (clip(a, b) / 2).backward()
-    for times, values in found.values():
-        assert times == 1
-        assert_close([torch.tensor(x, dtype=torch.float64) for x in values], gradients(encoder))
+            a, b = (torch.cat([alone(part) for part in view.split(2)]) for view in (x[:4], x[4:]))
+            (clip(a, b) / ranks).backward()
+    assert len(synchronized) == 1
+    assert_close(gradients(encoder), gradients(alone))
+
+
+def _averaged(bucket, ranks):
+    future = dist.all_reduce(bucket.buffer() / ranks, async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])

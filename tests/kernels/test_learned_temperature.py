@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from merc_kernels import KDDivergence, backends, kd_divergence
-from tests.kernels import grid, interpreted, loop
+from tests.kernels import grid, loop
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -80,19 +80,14 @@ def test_gradients_are_those_of_the_loop(case, backend):
 
 
 class TestInterpreted:
+    """Started by test_interpreted.py."""
+
     __test__ = INTERPRETED
 
     @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of lanes that are not used
     @pytest.mark.parametrize("case", CASES, ids=map(grid.title, CASES))
     def test_gradients_are_those_of_the_loop(self, case):
         agree(case, "triton")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="starts what is interpreted")
-def test_triton():
-    pytest.importorskip("triton", reason="triton is not installed")
-    pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
-    interpreted.run(f"{__file__}::TestInterpreted", "not full", "1/1")
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:-1])

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from merc_kernels import reference
-from tests.kernels import loop
+from tests.kernels import grid, loop
 from tests.numerics import assert_equal_fp64
 
 LABELS = torch.tensor([0, 1, 0, -100, 2, 1])
@@ -15,9 +15,9 @@ def leaf(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("gamma", [0, 0.5, 1.0, 2.4])
-@pytest.mark.parametrize("focal", ["similarity", "probability"])
+@pytest.mark.parametrize(
+    ("focal", "gamma", "normalize"), grid.halved(["similarity", "probability"], [0, 0.5, 1.0, 2.4], [True, False])
+)
 def test_focal_contrastive_gradcheck(focal, gamma, normalize):
     x, prototypes, refs = leaf(6, 4), leaf(3, 4), leaf(3, 4)
     if not normalize:
@@ -126,10 +126,12 @@ NEVER_NAN = {
 }
 
 
-@pytest.mark.parametrize("rows", ["random", "equal", "opposite", "zero"])
-@pytest.mark.parametrize("focal", ["similarity", "probability"])
-@pytest.mark.parametrize("labels", NEVER_NAN.values(), ids=NEVER_NAN)
-def test_no_nan_at_any_edge(labels, focal, rows):
+@pytest.mark.parametrize(
+    ("kind", "focal", "rows"),
+    grid.halved(list(NEVER_NAN), ["similarity", "probability"], ["random", "equal", "opposite", "zero"]),
+)
+def test_no_nan_at_any_edge(kind, focal, rows):
+    labels = NEVER_NAN[kind]
     n = len(labels)
     x = torch.randn(n, 6)
     if rows != "random":

@@ -8,8 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from merc_kernels import FocalContrastiveLoss, KDDivergence, backends, focal_contrastive_loss, kd_divergence
-from tests.kernels import inference
+from tests.kernels import grid, inference
 
+BACKENDS = [name for name in ("cpu", "torch", "reference") if backends()[name] == "on"]
 WEIGHTS = torch.tensor([0.5, 1.0, 1.5])
 SETTINGS = {
     "plain": {},
@@ -79,8 +80,13 @@ def test_a_changing_python_float_compiles():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, where it imports its compiler
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
-@pytest.mark.parametrize("backend", [name for name in ("cpu", "torch", "reference") if backends()[name] == "on"])
+@pytest.mark.parametrize(
+    ("backend", "compiler"),
+    [
+        *grid.halved(BACKENDS, ["aot_eager", "eager"]),
+        *(pytest.param(backend, "inductor", marks=pytest.mark.full) for backend in BACKENDS),
+    ],
+)
 def test_a_compiled_function_takes_inference_tensors(backend, compiler):
     for loss, build in ((kd_divergence, inference.kd_arguments), (focal_contrastive_loss, inference.focal_arguments)):
         for reduction in ("batchmean", "none"):

@@ -1,6 +1,6 @@
 """The Triton kernels of the focal contrastive loss: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: these tests run in processes that test_interpreted.py starts.
 """
 
 import functools
@@ -14,7 +14,7 @@ from torch import Tensor
 from merc_kernels import focal_contrastive_loss
 from merc_kernels.focal_contrastive.operator import passes
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
-from tests.kernels import alive, all_anchors, focal_cases, grid, inference, interpreted
+from tests.kernels import alive, all_anchors, focal_cases, grid, inference
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
@@ -32,6 +32,18 @@ SETTINGS = [  # focal, use, temperature, detach_focal
     ("similarity", "prototype anchors", 0.07, True),
     ("probability", "refs with gradient", "learnable", False),
     ("similarity", "ref only", 0.02, False),
+]
+BLOCKS = grid.halved([(130, 40), (70, 140)], DTYPES, SETTINGS)
+BLOCKS += [pytest.param((70, 260), *rest, marks=pytest.mark.full) for rest in itertools.product(DTYPES, SETTINGS)]
+STRIPS = [  # use, size, focal: each use with either
+    pytest.param(use, size, focal, marks=[] if focal == kept else pytest.mark.full)
+    for use, size, kept in (
+        ("prototype anchors", (135, 66), "probability"),  # three strips
+        ("prototype anchors", (70, 20), "similarity"),
+        ("groups", (50, 66), "similarity"),
+        ("groups that share all", (50, 66), "probability"),
+    )
+    for focal in ("similarity", "probability")
 ]
 
 fused = functools.partial(focal_contrastive_loss, backend="triton")
@@ -78,7 +90,7 @@ class TestValues:
         for case in grid.sample({**focal_cases.OPTIONS, "size": SIZES}, focal_cases.valid, 1500):
             focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
-    @pytest.mark.parametrize(("size", "dtype", "setting"), grid.halved([(130, 40), (70, 140)], DTYPES, SETTINGS))
+    @pytest.mark.parametrize(("size", "dtype", "setting"), BLOCKS)
     def test_many_blocks(self, size, dtype, setting):
         self.check_blocks(size, dtype, setting)
 
@@ -94,28 +106,22 @@ class TestValues:
         case |= {"focal": focal, "use": use, "temperature": temperature, "detach_focal": detach_focal}
         focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
-    def test_strips_of_a_matrix_and_splits_of_columns(self, monkeypatch):
+    @pytest.mark.parametrize(("use", "size", "focal"), STRIPS)
+    def test_strips_of_a_matrix_and_splits_of_columns(self, monkeypatch, use, size, focal):
         from merc_kernels.focal_contrastive.triton import source_gradient as host
 
         monkeypatch.setattr(host, "_STRIP_BYTES", 1)
         one_tile = lambda programs, columns, tile, *_, **__: (triton.cdiv(columns, tile.columns), 1)  # noqa: E731
         monkeypatch.setattr(host, "splits_of", one_tile)
         case = {"dtype": torch.float32, "gamma": 2.0, "normalize": True, "reduction": "mean"}
-        case |= {"temperature": "learnable", "detach_focal": False}
-        sizes = {
-            "prototype anchors": ((135, 66), (70, 20)),
-            "groups": ((50, 66),),
-            "groups that share all": ((50, 66),),
-        }
-        for use, size in ((use, size) for use, some in sizes.items() for size in some):
-            for focal in ("similarity", "probability")[size == (135, 66) :]:  # three strips: of one focal alone
-                options = focal_cases.build({**case, "focal": focal, "use": use, "size": size})
-                focal_cases.check(options, fused, short_rows=True)
+        case |= {"temperature": "learnable", "detach_focal": False, "focal": focal, "use": use, "size": size}
+        focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
-    def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch):
+    @pytest.mark.parametrize("n", [288, pytest.param(416, marks=pytest.mark.full)])  # two or three strips and a tile
+    def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch, n):
         from merc_kernels.focal_contrastive.triton import source_gradient as host
 
-        n, width, a_strip = 288, 66, 128  # two strips and a tile
+        width, a_strip = 66, 128
         monkeypatch.setattr(host, "_STRIP_BYTES", 4 * a_strip * n)
         x = rows(n, width)
         loss = fused(x, torch.arange(n) % 3)
@@ -266,9 +272,10 @@ class TestOperator:
                     torch.testing.assert_close(of, truth[name], rtol=1e-5, atol=1e-8)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_the_same_bits_on_every_run(self, dtype):
-        x, prototypes, tau = rows(200, 40, dtype), rows(6, 40, dtype), torch.tensor(0.2, requires_grad=True)
-        y = torch.randint(6, (200,))
+    @pytest.mark.parametrize("n", [130, pytest.param(200, marks=pytest.mark.full)])
+    def test_the_same_bits_on_every_run(self, dtype, n):
+        x, prototypes, tau = rows(n, 40, dtype), rows(6, 40, dtype), torch.tensor(0.2, requires_grad=True)
+        y = torch.randint(6, (n,))
         runs = [gradients(fused(x, y, prototypes=prototypes, temperature=tau), x, prototypes, tau) for _ in range(2)]
         assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
@@ -305,8 +312,9 @@ class TestOperator:
         torch.library.opcheck(torch.ops.merc.focal_contrastive_triton_backward.default, backward)
 
     @pytest.mark.parametrize("focal", ["similarity", "probability"])
-    def test_rows_of_a_part_get_the_gradient_of_the_whole(self, focal):
-        all_anchors.check(*passes("triton"), focal)
+    @pytest.mark.parametrize(("own", "far"), [(20, 50), pytest.param(37, 70, marks=pytest.mark.full)])
+    def test_rows_of_a_part_get_the_gradient_of_the_whole(self, focal, own, far):
+        all_anchors.check(*passes("triton"), focal, own, far)
 
     def test_gradcheck(self):
         x, prototypes, refs = (rows(n, 4, torch.float64) for n in (6, 3, 3))
@@ -355,11 +363,3 @@ class TestOperator:
         gradient = torch.autograd.grad(fused(x, torch.arange(6) % 2), x, create_graph=True)[0]
         with pytest.raises(RuntimeError, match="first derivatives only; for second ones use backend='reference'"):
             torch.autograd.grad(gradient.square().sum(), x)
-
-
-class TestInterpreter:
-    __test__ = not INTERPRETED
-
-    @pytest.mark.parametrize(("marker", "share"), interpreted.shares())
-    def test_values(self, marker, share):
-        interpreted.run(__file__, marker, share)

@@ -1,6 +1,6 @@
 """The Triton kernels of the divergence: values under the interpreter, on CPU tensors.
 
-Triton reads TRITON_INTERPRET when it is imported: the tests of values run in processes of their own, started here.
+Triton reads TRITON_INTERPRET when it is imported: these tests run in processes that test_interpreted.py starts.
 """
 
 import functools
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from merc_kernels import KDDivergence, kd_divergence, reference
 from merc_kernels.kd_divergence.options import KDDivergenceOptions
-from tests.kernels import grid, inference, interpreted, spoiled
+from tests.kernels import grid, inference, spoiled
 from tests.numerics import TOLERANCE, assert_accurate, assert_equal_fp64, error
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -415,11 +415,3 @@ class TestOperator:
         gradient = torch.autograd.grad(loss, student, create_graph=True)[0]
         with pytest.raises(RuntimeError, match="first derivatives only"):
             gradient.sum().backward()
-
-
-class TestInterpreter:
-    __test__ = not INTERPRETED
-
-    @pytest.mark.parametrize(("marker", "share"), interpreted.shares())
-    def test_values(self, marker, share):
-        interpreted.run(__file__, marker, share)

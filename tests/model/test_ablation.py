@@ -139,6 +139,7 @@ def test_a_run_that_was_cut_off_goes_on(done: Path, corpus_path: Path, tmp_path:
     assert "trainings to do" not in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_jobs_and_cores_change_nothing(done: Path, corpus_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "beside"
     assert ablate(corpus_path, out, "--rows", "logistic,ce", "--seeds", "2", "--jobs", "2") == 0

@@ -128,7 +128,7 @@ def test_names_with_a_dollar_sign_are_drawn(finished: Path, tmp_path: Path) -> N
     assert main(["predict", str(finished), str(talk), "--out", str(tmp_path / "said.csv")]) == 0
 
 
-@pytest.mark.parametrize("length", [1, 2000])
+@pytest.mark.parametrize("length", [1, 400, pytest.param(2000, marks=pytest.mark.full)])
 def test_predict_short_and_long(finished: Path, tmp_path: Path, length: int) -> None:
     np.savez(tmp_path / "talk.npz", text=np.random.default_rng(0).normal(size=(length, 8)))
     assert main(["predict", str(finished), str(tmp_path / "talk.npz"), "--out", str(tmp_path / "said.csv")]) == 0

@@ -61,8 +61,9 @@ def onnx_answers(path: Path) -> Answer:
     return lambda given: session.run(None, {name: value.numpy() for name, value in given.items()})[0]
 
 
-def torch_answers(path: Path) -> Answer:
-    program = torch.export.load(path).module()
+def torch_answers(path: Path, known: dict[str, str]) -> Answer:
+    """``known`` gets the extra files; what is slow is reading, so it is read once."""
+    program = torch.export.load(path, extra_files=known).module()
 
     def answers(given: dict[str, Any]) -> NDArray[np.float32]:
         features = {modality: given[modality] for modality in DIMS if modality in given}
@@ -88,7 +89,8 @@ def assert_same(model: MercModel, answer: Answer) -> None:
 
 
 SETTINGS: list[dict[str, Any]] = [
-    {"modalities": ("text", "audio"), "causal": True},  # of two modalities: the larger a graph, the longer it takes
+    {"modalities": ("text",), "causal": True},  # of one modality: the larger a graph, the longer it takes
+    {"modalities": ("text", "audio"), "causal": True},
     {},
     {"fusion": "early"},
     {"text_leading": False, "memory": False, "prior_adjustment": 0.5},
@@ -118,9 +120,8 @@ def test_the_predictor_answers_as_predict_does(settings: dict[str, Any]) -> None
 def test_the_torch_program_does(settings: dict[str, Any], tmp_path: Path) -> None:
     model, path = made(**settings), tmp_path / "predictor.pt2"
     assert export(model, "torch", path) <= TOLERANCE
-    assert_same(model, torch_answers(path))
     known = {FACTS: ""}
-    torch.export.load(path, extra_files=known)
+    assert_same(model, torch_answers(path, known))
     assert json.loads(known[FACTS])["label_names"] == list(LABEL_NAMES)
 
 

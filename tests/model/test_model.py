@@ -90,11 +90,12 @@ def test_speakers_matter_and_may_be_any_number(model: MercModel) -> None:
     assert (output - model(batch).logits)[batch.utterance_mask].abs().max() > 1e-3
 
 
-def test_a_long_dialogue(model: MercModel) -> None:
-    corpus = small_corpus(lengths=(1000, 1))
+@pytest.mark.parametrize("length", [1000, pytest.param(2000, marks=pytest.mark.full)])
+def test_a_long_dialogue(model: MercModel, length: int) -> None:
+    corpus = small_corpus(lengths=(length, 1))
     with torch.inference_mode():
         output = model(collate(corpus, np.arange(2)))
-    assert output.logits.shape == (2, 1000, len(LABEL_NAMES))
+    assert output.logits.shape == (2, length, len(LABEL_NAMES))
     assert all(values.isfinite().all() for values in heads(output).values())
 
 

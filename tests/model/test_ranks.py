@@ -35,16 +35,24 @@ def lines_of_merc(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("merc: ")]
 
 
-def test_several_processes_train_as_one_and_go_on_where_one_was_killed(tmp_path: Path) -> None:
-    small_corpus().save(tmp_path / "corpus.npz")
-    settings = ["--data", str(tmp_path / "corpus.npz"), *SETTINGS]
-    alone, whole, broken = (tmp_path / name for name in ("alone", "whole", "broken"))
-    assert main(["train", *settings, "--out", str(alone)]) == 0
-
-    run = started(tmp_path, *settings, "--out", str(whole))
+def finished(folder: Path, *arguments: str) -> str:
+    """What several processes printed that trained to the end."""
+    run = started(folder, *arguments)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
-    assert out.count("report: ") == 1
+    return out
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> list[str]:
+    small_corpus().save(tmp_path / "corpus.npz")
+    return ["--data", str(tmp_path / "corpus.npz"), *SETTINGS]
+
+
+def test_several_processes_train_as_one(settings: list[str], tmp_path: Path) -> None:
+    alone, whole = tmp_path / "alone", tmp_path / "whole"
+    assert main(["train", *settings, "--out", str(alone)]) == 0
+    assert finished(tmp_path, *settings, "--out", str(whole)).count("report: ") == 1
     assert all((whole / name).exists() for name in PICTURES)
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, whole))
     for split in ("test", "valid"):
@@ -55,6 +63,11 @@ def test_several_processes_train_as_one_and_go_on_where_one_was_killed(tmp_path:
             {k: v for k, v in here.items() if k != "seconds"}, rel=1e-4
         )
 
+
+@pytest.mark.full
+def test_several_processes_go_on_where_one_was_killed(settings: list[str], tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finished(tmp_path, *settings, "--out", str(whole))
     run = started(tmp_path, *settings, "--out", str(broken))
     while not (broken / "resume.pt").exists():
         assert run.poll() is None, run.communicate()
@@ -67,10 +80,19 @@ def test_several_processes_train_as_one_and_go_on_where_one_was_killed(tmp_path:
     ]
     assert not (broken / "metrics.json").exists()
 
-    run = started(tmp_path, *settings, "--out", str(broken), "--resume")
-    out, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
+    finished(tmp_path, *settings, "--out", str(broken), "--resume")
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.full
+def test_several_processes_refuse_a_folder_that_exists(settings: list[str], tmp_path: Path) -> None:
+    arguments = [*settings, "--out", str(tmp_path / "run")]
+    assert main(["train", *arguments]) == 0
+    run = started(tmp_path, *arguments)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode != 0
+    there = f"merc: error: {tmp_path / 'run'} exists; go on in it with --resume, or give another --out"
+    assert lines_of_merc(err) == [there]
 
 
 def test_every_dialogue_is_one_ranks() -> None:

@@ -124,7 +124,7 @@ def test_a_font_of_the_machine_that_has_the_characters_is_used(tmp_path: Path, d
     assert name.get_fontfamily() == ["sans-serif", "Squares"]
 
 
-@pytest.mark.parametrize("speakers", [1, 2, 40, 300])
+@pytest.mark.parametrize("speakers", [1, 2, 40, pytest.param(300, marks=pytest.mark.full)])
 def test_a_timeline_is_readable_with_any_number_of_speakers(speakers: int, tmp_path: Path, drawn: list[Figure]) -> None:
     length = 3 * speakers
     report.timeline(tmp_path / "p.png", probabilities(length), np.arange(length) % speakers, NAMES, "talk")

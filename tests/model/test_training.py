@@ -136,7 +136,15 @@ def test_where_there_is_no_terminal_a_line_says_how_far_it_is(
     assert all(line.startswith("training: epoch ") and "loss " in line for line in said)
 
 
-@pytest.mark.parametrize("sizes", [{"hidden_dim": 10**8}, {"hidden_dim": 10**9}, {"layers": 100, "hidden_dim": 32768}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_dim": 10**8},
+        {"hidden_dim": 10**9},
+        {"layers": 100, "hidden_dim": 32768},
+        pytest.param({"layers": 1000, "hidden_dim": 8192}, marks=pytest.mark.full),
+    ],
+)
 def test_a_model_too_large_for_the_memory_is_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(UserError, match=f"too large for any memory|needs .* GiB.*hidden_dim={sizes['hidden_dim']}"):
         Training(small_corpus(), small_config(**sizes), 0, CPU)
