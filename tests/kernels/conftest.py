@@ -71,16 +71,19 @@ def _run(command: list[str]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _hastened():
-    """The interpreter, where a process has one, loses no time."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
+def _hastened(pytestconfig):
+    """The interpreter, where a process has one, loses no time; the full grid has it as it comes."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or pytestconfig.option.markexpr == "full":
         yield
         return
     pytest.importorskip("triton")
     from tests.kernels import interpreter
 
     with pytest.MonkeyPatch.context() as patch:
-        interpreter.hasten(patch)
+        try:
+            interpreter.hasten(patch)
+        except AttributeError:  # another Triton, with other names inside
+            patch.undo()
         yield
 
 

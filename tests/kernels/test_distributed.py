@@ -327,7 +327,7 @@ OF_TWO = [  # not of more too: what is slow, and what needs no more
 ]
 
 
-@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_as_one_process(ranks):
     gloo.run([check for check in CHECKS if check not in OF_TWO] + (OF_TWO if ranks == 2 else []), ranks)
 
