@@ -1,6 +1,6 @@
 # make train       set up, train on the embedded corpus, print the metrics and where the report lies
 # make demo        a written script to recordings, a model trained on them, a page with its predictions; two minutes
-# make test        set up, run the tests that need no GPU
+# make test        set up, run the tests that need no GPU; five minutes on two cores
 # make test-full   the same with the whole grids
 # make archs       nvcc and Triton compile the kernels for every GPU that is promised, without spills
 # make check       ruff, clang-format, mypy, import-linter, torch-abi-audit
