@@ -129,6 +129,9 @@ class _Ranks(NamedTuple):
 
 def _loss(tensors: _Tensors, options: FocalContrastiveOptions, backend: str | None, ranks: _Ranks) -> Tensor:
     """The loss; of the temperatures the tensor counts, where it is there."""
+    for name, size in (("max_rows", ranks.max_rows), ("max_refs", ranks.max_refs)):
+        if size is not None:
+            checks.integer(name, size)
     if options.reduction == "none":
         checks.fail("reduction", "'mean', 'batchmean' or 'sum' over several ranks", options.reduction)
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(ranks.group) == 1:

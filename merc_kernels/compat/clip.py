@@ -45,7 +45,7 @@ class ClipLoss(nn.Module):
         """The loss of ``(N, D)`` features, row i of either being one pair.
 
         Raises:
-            ValueError: a ``logit_bias``, or features that do not match.
+            ValueError: a ``logit_bias``, a ``logit_scale`` that is no positive number, or features that do not match.
         """
         if logit_bias is not None:  # the softmax takes out a constant
             checks.fail("logit_bias", "None, as the loss does not depend on it", logit_bias)
@@ -54,6 +54,7 @@ class ClipLoss(nn.Module):
         checks.tensor("text_features", text_features, checks.FLOAT, image_features.device, tuple(image_features.shape))
         dtype = torch.promote_types(image_features.dtype, text_features.dtype)
         images, texts = image_features.to(dtype), text_features.to(dtype)
+        logit_scale = _scale(logit_scale)
         if torch_private.untraced(_is_plain, self.backend, images):
             loss = _plain(images, texts, logit_scale)
         else:
@@ -73,6 +74,17 @@ class ClipLoss(nn.Module):
             normalize=False,
             backend=self.backend,
         )
+
+
+def _scale(logit_scale: float | Tensor) -> float | Tensor:
+    """A positive number, or a tensor without a dimension that holds one."""
+    if not isinstance(logit_scale, Tensor):
+        checks.number("logit_scale", logit_scale, above=0)
+        return logit_scale
+    checks.tensor("logit_scale", logit_scale, checks.FLOAT, None, (), (1,))
+    if checks.readable(logit_scale):
+        checks.elements("logit_scale", "a number > 0", logit_scale, ~(logit_scale <= 0))
+    return logit_scale.reshape(())
 
 
 def _is_plain(backend: str | None, images: Tensor) -> bool:

@@ -23,12 +23,14 @@ class MaskedKLDivLoss(nn.Module):
         Args:
             log_pred: ``(B L, C)`` log-probabilities of the student, tempered where that is wanted.
             target: ``(B L, C)`` probabilities of the teacher; they get their gradient.
-            mask: ``(B, L)``, nonzero at real rows.
+            mask: ``(B, L)``, 1 at real rows, 0 at padding.
         """
         checks.tensor("log_pred", log_pred, checks.FLOAT, None, ("N", "C"))
         checks.tensor("target", target, checks.FLOAT, log_pred.device, tuple(log_pred.shape))
         real = _real(mask, log_pred.shape[:1])[:, None]
-        counts = real & (target > 0)  # a logarithm of 0 has no gradient
+        dtype = torch.promote_types(torch.promote_types(log_pred.dtype, target.dtype), torch.float32)
+        log_pred, target = log_pred.to(dtype), target.to(dtype)
+        counts = real & (target != 0)  # a logarithm of 0 has no gradient; that of a NaN or a negative is NaN
         p = torch.where(counts, target, 1)
         loss = torch.where(counts, p * (p.log() - torch.where(counts, log_pred, 0)), 0)
         return loss.sum() / real.sum().clamp(min=1)
@@ -40,7 +42,7 @@ def masked_kd_divergence(student_logits: Tensor, teacher_logits: Tensor, mask: T
     Args:
         student_logits: ``(B, L, C)``.
         teacher_logits: ``(B, L, C)``.
-        mask: ``(B, L)``, nonzero at real rows.
+        mask: ``(B, L)``, 1 at real rows, 0 at padding.
         **options: those of `kd_divergence`, by keyword; ``labels``, ``row_weights`` and a temperature for each row are
             ``(B, L)``.
 
@@ -72,4 +74,6 @@ def _real(mask: object, shape: tuple[int, ...]) -> Tensor:
     """Which rows are no padding, a bool of ``shape``."""
     if not isinstance(mask, Tensor) or mask.numel() != math.prod(shape):
         checks.fail("mask", f"a tensor of {' x '.join(map(str, shape))} elements", mask)
+    if mask.is_floating_point() and checks.readable(mask):
+        checks.elements("mask", "0 or 1", mask, (mask == 0) | (mask == 1))
     return (mask != 0).reshape(shape)

@@ -66,6 +66,10 @@ class _MetricLoss(nn.Module):
         if name not in self.reducers:
             checks.fail("reducer", f"{' or '.join(self.reducers)} ({instead})", name)
         self.reduction = self.reducers[name]
+        if isinstance(temperature, Tensor):
+            checks.tensor("temperature", temperature, checks.FLOAT, None, (), (1,))
+        else:
+            checks.temperature("temperature", temperature)
         self.temperature = temperature
         self.backend = backend
 
@@ -154,7 +158,7 @@ class SupConLoss(_MetricLoss):
             reduction=self.reduction,  # type: ignore[arg-type]
         )
         if self.reduction == "none":
-            counts = loss > 0  # an anchor whose loss rounds to 0 is left out there
+            counts = ~(loss <= 0)  # an anchor whose loss rounds to 0 is left out there; a NaN is not, which it is there
             loss = torch.where(counts, loss, 0).sum() / counts.sum().clamp(min=1)
         return loss * (every != every[:1]).any()  # 0 without a negative pair
 

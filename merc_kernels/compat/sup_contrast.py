@@ -34,6 +34,7 @@ class SupContrastLoss(nn.Module):
     ) -> None:
         super().__init__()
         checks.choice("contrast_mode", contrast_mode, ("all", "one"))
+        checks.temperature("temperature", temperature)
         checks.number("base_temperature", base_temperature, above=0)
         self.temperature = temperature
         self.contrast_mode = contrast_mode
@@ -54,6 +55,7 @@ class SupContrastLoss(nn.Module):
         if not isinstance(features, Tensor) or features.dim() < 3:
             checks.fail("features", "a tensor of shape (B, V, ...)", features)
         features = features.flatten(2)
+        checks.tensor("features", features, checks.FLOAT, None, ("B", "V", "D"))
         samples = features.shape[0]
         if mask is not None:
             if labels is not None:

@@ -1,10 +1,13 @@
 """The losses under other projects' names: value and gradient of the published formula, and what is refused."""
 
+import math
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from merc_kernels import compat, kd_divergence, use_backend
+from merc_kernels import compat, distributed, kd_divergence, use_backend
 from merc_kernels.compat import clip
 from tests.kernels import published
 from tests.numerics import assert_accurate, assert_equal_fp64
@@ -249,3 +252,60 @@ def test_what_is_refused_in_one_line(call, said):
     with pytest.raises(ValueError, match=said) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_what_is_nan_is_not_hidden():
+    p, mask = torch.randn(8, 5).softmax(-1), torch.ones(2, 4)
+    log_pred = torch.randn(8, 5).log_softmax(-1)
+    spoilt = p.clone()
+    spoilt[0] = math.nan
+    for target in (spoilt, p.log()):
+        assert compat.MaskedKLDivLoss()(log_pred, target, mask).isnan()
+    padded = torch.tensor([[0.0, 1, 1, 1], [1, 1, 1, 1]])
+    assert compat.MaskedKLDivLoss()(log_pred, spoilt, padded).isfinite()
+    x = torch.randn(12, 5)
+    x[3] = math.nan
+    assert compat.SupConLoss()(x, torch.arange(12) % 3).isnan()
+
+
+def test_masked_kl_of_half_precision_is_summed_in_float32():
+    a, b = (torch.randn(40000, 5) * 4).log_softmax(-1).half(), (torch.randn(40000, 5) * 4).softmax(-1).half()
+    loss, mask = compat.MaskedKLDivLoss(), torch.ones(400, 100)
+    assert loss(a, b, mask).dtype == torch.float32
+    torch.testing.assert_close(loss(a, b, mask).double(), loss(a.double(), b.double(), mask), rtol=1e-5, atol=0)
+
+
+PAIRS, LABEL = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("mask: expected 0 or 1, got 0.5", lambda: compat.masked_kd_divergence(PAIRS, PAIRS, torch.full((2, 4), 0.5))),
+        ("logit_scale: expected a finite number > 0, got 0.0", lambda: compat.ClipLoss()(*PAIRS, 0.0)),
+        ("logit_scale: expected a number > 0, got -3.0", lambda: compat.ClipLoss()(*PAIRS, torch.tensor(-3.0))),
+        ("logit_scale: expected", lambda: compat.ClipLoss()(*PAIRS, torch.ones(5))),
+        ("logit_scale: expected", lambda: compat.ClipLoss(backend="cpu")(*PAIRS, torch.ones(5))),
+        ("temperature: expected", lambda: compat.NTXentLoss(temperature=0.0)),
+        ("temperature: expected", lambda: compat.NTXentLoss(temperature=torch.ones(12))),
+        ("temperature: expected", lambda: compat.SupConLoss(temperature=-1.0)),
+        ("temperature: expected", lambda: compat.SupContrastLoss(-1.0)),
+        ("features: expected", lambda: compat.SupContrastLoss()(torch.ones(2, 2, 3).long(), mask=torch.eye(2))),
+        (
+            "max_rows: expected an int",
+            lambda: distributed.focal_contrastive_loss(PAIRS[0], torch.arange(4), max_rows=9.5),
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(message, call):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call()
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "torch"])
+def test_a_logit_scale_of_one_element_is_a_number(backend):
+    scale = torch.tensor([3.0], requires_grad=True)
+    loss = compat.ClipLoss(backend=backend)(*PAIRS, scale)
+    loss.backward()
+    torch.testing.assert_close(loss, compat.ClipLoss()(*PAIRS, 3.0))
+    assert scale.grad.shape == (1,)
