@@ -13,8 +13,8 @@ class ClipLoss(nn.Module):
     """Images against texts and texts against images; open_clip's ``ClipLoss`` of one process.
 
     ``logit_scale``, a number or a tensor, gets its gradient. The features are taken as they are: open_clip's models
-    normalise theirs. Up to 4096 pairs a call that names no backend holds an N x N matrix, which is the quickest; above,
-    and on every backend but ``"reference"``, memory is linear in the rows.
+    normalise theirs. Up to 4096 pairs a call that names no backend holds an N x N matrix, the quickest on a CPU (no GPU
+    has measured it); above, and on every backend but ``"reference"``, memory is linear in the rows.
 
     Args:
         backend: a key of `merc_kernels.backends`, or None.
