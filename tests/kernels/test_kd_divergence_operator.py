@@ -236,6 +236,28 @@ def test_a_later_maximum_outweighs_an_infinite_block():
     assert torch.autograd.grad(loss, student)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("temperature", [2.0, 3.0])
+@pytest.mark.parametrize("rise", [30.0, 300.0])
+def test_maxima_that_move_from_block_to_block(rise, temperature):
+    ramp = torch.linspace(0, rise, 3000, dtype=torch.float64)
+    student = (logits(9, 3000).detach() + ramp).float().requires_grad_()
+    teacher = (logits(9, 3000).detach() + ramp.flip(0)).float()
+    for direction in DIRECTIONS:
+        check(student, teacher, direction=direction, temperature=temperature)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_late_block_spoils_the_whole_row(value):
+    for spoilt in (0, 1):
+        both = [logits(3, 3000).detach(), logits(3, 3000).detach()]
+        both[spoilt][1, 2500] = value
+        student = both[0].requires_grad_()
+        loss = kd_divergence(student, both[1], backend="cpu")
+        gradient = torch.autograd.grad(loss, student)[0]
+        assert loss.isnan()
+        assert torch.equal(gradient.isnan(), torch.tensor([False, True, False])[:, None].expand(3, 3000))
+
+
 def test_everything_ignored_and_nothing_there():
     for shape in ((4, 6), (4, 200), (0, 6), (2, 0, 200), (0, 3, 6)):
         student = logits(*shape)

@@ -19,10 +19,20 @@ struct PairSums {
   A z_raw;  // sum e^(logit - max) of the student at T = 1, for the cross entropy
 };
 
+// The exponentials of a sweep, for a gradient that needs nothing else: those of a block are off the maxima then known.
+template <class A>
+struct Exponentials {
+  std::vector<A> x, y, max_x, max_y;  // of the classes; of the blocks
+
+  explicit Exponentials(int64_t classes)
+      : x(classes), y(classes), max_x((classes + kBlock - 1) / kBlock), max_y(max_x.size()) {}
+};
+
 // One sweep over a row. `student_is_x` says whose T = 1 sum to take, where raw_scale (= T) is not 0.
 template <class A>
 PairSums<A> sweep(
-    const Logits& first, const Logits& second, int64_t row, A t, A raw_scale, bool student_is_x, A* x, A* y) {
+    const Logits& first, const Logits& second, int64_t row, A t, A raw_scale, bool student_is_x, A* x, A* y,
+    Exponentials<A>* keep) {
   const A lowest = std::numeric_limits<A>::lowest();
   PairSums<A> sums{lowest, lowest, 0, 0, 0, 0};
   for (int64_t begin = 0; begin < first.classes; begin += kBlock) {
@@ -51,13 +61,20 @@ PairSums<A> sweep(
       sums.z_raw += z_raw;
     }
     A z_x = 0, z_y = 0, bracket = 0;
+    A* e_x = keep == nullptr ? x : keep->x.data() + begin;  // x and y end here
+    A* e_y = keep == nullptr ? y : keep->y.data() + begin;
 #pragma omp simd reduction(+ : z_x, z_y, bracket)
     for (int64_t i = 0; i < n; ++i) {
       const A from_x = x[i] - max_x, from_y = y[i] - max_y;
-      const A e_x = fast_exp(from_x);
-      z_x += e_x;
-      z_y += fast_exp(from_y);
-      bracket += times(e_x, from_x - from_y);
+      e_x[i] = fast_exp(from_x);
+      e_y[i] = fast_exp(from_y);
+      z_x += e_x[i];
+      z_y += e_y[i];
+      bracket += times(e_x[i], from_x - from_y);
+    }
+    if (keep != nullptr) {
+      keep->max_x[begin / kBlock] = max_x;
+      keep->max_y[begin / kBlock] = max_y;
     }
     sums.z_x = sums.z_x * shrink_x + z_x;
     sums.z_y = sums.z_y * shrink_y + z_y;
@@ -111,13 +128,13 @@ void js_sweep(const Rows& p, int64_t row, A t, RowStats<A>& result, A* x, A* y) 
 
 // What is saved of a row, and its divergence without T^2.
 template <class A>
-A measure(const Rows& p, int64_t row, A* x, A* y, RowStats<A>& result) {
+A measure(const Rows& p, int64_t row, A* x, A* y, Exponentials<A>* keep, RowStats<A>& result) {
   const A t = p.temperature_of(row);
   const A raw_scale = p.options.ce_weight != 0 ? t : A(0);
   const bool student_first = p.options.direction != Direction::forward;  // x is the first argument of KL
   const Logits& first = student_first ? p.student : p.teacher;
   const Logits& second = student_first ? p.teacher : p.student;
-  const PairSums<A> sums = sweep<A>(first, second, row, t, raw_scale, student_first, x, y);
+  const PairSums<A> sums = sweep<A>(first, second, row, t, raw_scale, student_first, x, y, keep);
   const A mean = sums.bracket / sums.z_x;
   result.max_student = student_first ? sums.max_x : sums.max_y;
   result.max_teacher = student_first ? sums.max_y : sums.max_x;
@@ -217,16 +234,34 @@ void add_gradient(
   }
 }
 
+// The student's gradient where it is q - p alone, of a row's block from the exponentials.
+template <class A>
+void gradient_of(const Exponentials<A>& kept, const Slope<A>& slope, int64_t begin, int64_t n, A* __restrict out) {
+  const A* __restrict own = kept.y.data() + begin;  // the student is the second argument of KL
+  const A* __restrict other = kept.x.data() + begin;
+  const int64_t block = begin / kBlock;
+  const A own_scale = slope.c * slope.shrink_own * fast_exp(kept.max_y[block] - slope.max_own);
+  const A other_scale = slope.c * slope.shrink_other * fast_exp(kept.max_x[block] - slope.max_other);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = own[i] * own_scale - other[i] * other_scale;
+  }
+}
+
 // Losses of the rows [begin, end), and what p.save asks for.
 template <class A>
 void forward_rows(const Rows& p, int64_t begin, int64_t end) {
   alignas(64) A x[kBlock], y[kBlock], out[kBlock];
+  std::optional<Exponentials<A>> keep;
+  if (p.save == Save::gradient && p.options.direction == Direction::forward && p.options.ce_weight == 0) {
+    keep.emplace(p.classes);
+  }
   for (int64_t row = begin; row < end; ++row) {
     RowStats<A> of{};
     A loss = 0, factor = 0;
     const bool kept = p.kept(row);
     if (kept) {
-      const A kl = measure<A>(p, row, x, y, of);
+      const A kl = measure<A>(p, row, x, y, keep ? &*keep : nullptr, of);
       const A t = p.temperature_of(row);
       loss = p.options.scale_by_t2 ? kl * t * t : kl;
       if (p.options.ce_weight != 0) {
@@ -244,9 +279,13 @@ void forward_rows(const Rows& p, int64_t begin, int64_t end) {
       const Slope<A> slope(p, row, of, factor, true);
       for (int64_t column = 0; column < p.classes; column += kBlock) {
         const int64_t n = p.classes - column < kBlock ? p.classes - column : kBlock;
-        fill(out, n, A(0));
-        if (kept) {
-          add_gradient(p, row, slope, column, n, x, y, out);
+        if (kept && keep) {
+          gradient_of(*keep, slope, column, n, out);
+        } else {
+          fill(out, n, A(0));
+          if (kept) {
+            add_gradient(p, row, slope, column, n, x, y, out);
+          }
         }
         store(p.grad_student, row * p.classes + column, n, out);
       }
