@@ -1,13 +1,11 @@
 """Launches through Triton's own binder, compiler and launcher, with a driver that does nothing: no GPU, no values."""
 
-import ctypes
 import functools
 import itertools
 import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -31,27 +29,11 @@ def in_each_size(small: int, large: int) -> list:
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory):
+def driver():
     """How often something was launched so far, and how often compiled."""
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia import driver as nvidia
     from triton.runtime.jit import JITFunction
 
-    folder = tmp_path_factory.mktemp("driver")
-    library = folder / "libcuda.so.1"
-    headers = Path(nvidia.__file__).parent / "include"
-    command = ["gcc", "-shared", "-fPIC", "-w", f"-I{headers}", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
-    subprocess.run([*command, str(Path(__file__).parent / "cuda_stub.c")], check=True)
-    stub = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # dlopen of the name finds it from now on
-    stub.launches_so_far.restype = ctypes.c_long
-
-    class Driver(nvidia.CudaDriver):
-        def __init__(self):
-            self.utils, self.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
-            self.get_current_device, self.get_current_stream = (lambda: 0), (lambda device: 0)
-
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
+    from benchmarks.idle_driver import idle_driver
 
     compilations = []
     compile_ = JITFunction._do_compile
@@ -60,23 +42,15 @@ def driver(tmp_path_factory):
         compilations.append(self.fn.__name__)
         return compile_(self, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
-        patch.setenv("TRITON_LIBCUDA_PATH", str(folder))
-        patch.setattr(JITFunction, "_do_compile", counted)
-        patch.setattr(triton.runtime.driver, "_active", Driver())
-        yield lambda: (stub.launches_so_far(), len(compilations))
+    with idle_driver() as launches, mock.patch.object(JITFunction, "_do_compile", counted):
+        yield lambda: (launches(), len(compilations))
 
 
 @pytest.fixture
-def contrastive(driver, monkeypatch):
+def contrastive(driver):
     """Forward and backward pass of the focal contrastive loss; every gradient where ``everything`` is there."""
     from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
     from merc_kernels.focal_contrastive.triton import launch as kernels
-    from merc_kernels.focal_contrastive.triton import source_gradient
-
-    for module in (kernels, source_gradient):
-        monkeypatch.setattr(module, "length", lambda count, device: count)  # as on a GPU
 
     def both(rows, width, dtype, focal="similarity", everything=False, **numbers):
         x, labels = torch.zeros(rows, width, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
