@@ -55,8 +55,10 @@ def cached_backward(
     Raises:
         ValueError: a ``chunk_size`` below 1, inputs without a tensor or of different lengths or that need a gradient
             through a graph of their own, an encoder that gives no row for each row, a loss that is no scalar or needs
-            no gradient.
+            no gradient; or gradients are off.
     """
+    if not torch.is_grad_enabled():
+        raise ValueError("cached_backward: expected gradients to be on, got a call under torch.no_grad()")
     several = isinstance(encoder, (list, tuple, nn.ModuleList))
     encoders: Sequence[Encoder] = list(encoder) if several else [encoder]  # type: ignore[arg-type, list-item]
     batches = list(inputs) if several else [inputs]

@@ -41,6 +41,8 @@ class SampleWeightedFocalContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         checks.choice("dataset", dataset, tuple(_CLASSES))
+        checks.temperature("temp_param", temp_param)
+        checks.number("focus_param", focus_param)
         counts = torch.as_tensor(class_counts).double()
         if counts.shape != (_CLASSES[dataset],):
             checks.fail("class_counts", f"{_CLASSES[dataset]} counts, as dataset={dataset!r}", class_counts)

@@ -100,10 +100,11 @@ class SupContrastLoss(nn.Module):
         dtype = torch.promote_types(features.dtype, torch.float32)
         features, mask = features.to(dtype), mask.to(features.device, dtype)
         samples, views, _ = features.shape
+        shape = (views if self.contrast_mode == "all" else min(1, views), samples)
         unlabelled = torch.zeros(samples, dtype=torch.int64, device=features.device)
-        all_positive = self._contrast(features, unlabelled, "none").view(-1, samples).mT  # [B, anchors]
+        all_positive = self._contrast(features, unlabelled, "none").view(shape).mT  # [B, anchors]
         with torch.autocast(features.device.type, enabled=False):
-            anchors = features[:, : all_positive.shape[1]]  # [B, anchors, D]
+            anchors = features[:, : shape[0]]  # [B, anchors, D]
             of_samples = features.sum(1)  # [B, D]
             others = of_samples.sum(0) - anchors
             mean = (anchors * others).sum(-1) / max(1, samples * views - 1)
@@ -113,4 +114,4 @@ class SupContrastLoss(nn.Module):
             drawn = (anchors * positives).sum(-1)
             count = torch.where(weight < 1e-6, 1, weight)
             loss = weight * all_positive + (weight * mean - drawn) / self.temperature
-            return (loss / count).mean()
+            return (loss / count).sum() / max(1, loss.numel())

@@ -95,6 +95,17 @@ def test_sup_contrast_flattens_what_follows_the_views_and_takes_a_column_of_labe
     assert loss(features, labels[:, None]) == loss(features.flatten(2), labels)
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 4), (3, 0, 4)])
+@pytest.mark.parametrize("mode", ["all", "one"])
+def test_sup_contrast_of_nothing_is_0(shape, mode):
+    for mask in (None, torch.ones(shape[0], shape[0])):
+        features = torch.zeros(shape, requires_grad=True)
+        loss = compat.SupContrastLoss(contrast_mode=mode)(features, mask=mask)
+        loss.backward()
+        assert loss == 0
+        assert features.grad.shape == shape
+
+
 def test_a_mask_of_equal_labels_is_those_labels():
     features, labels = rows(7, 2, 5), LABELS["several"]
     loss = compat.SupContrastLoss()
@@ -290,6 +301,14 @@ PAIRS, LABEL = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)),
         ("temperature: expected", lambda: compat.NTXentLoss(temperature=torch.ones(12))),
         ("temperature: expected", lambda: compat.SupConLoss(temperature=-1.0)),
         ("temperature: expected", lambda: compat.SupContrastLoss(-1.0)),
+        (
+            "temp_param: expected",
+            lambda: compat.SampleWeightedFocalContrastiveLoss(0, 2, 1, "MELD", torch.ones(7), "cpu"),
+        ),
+        (
+            "focus_param: expected",
+            lambda: compat.SampleWeightedFocalContrastiveLoss(1, -2, 1, "MELD", torch.ones(7), "cpu"),
+        ),
         ("features: expected", lambda: compat.SupContrastLoss()(torch.ones(2, 2, 3).long(), mask=torch.eye(2))),
         (
             "max_rows: expected an int",

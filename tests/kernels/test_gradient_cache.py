@@ -218,6 +218,11 @@ def test_bad_input_is_named(message):
     assert str(caught.value).startswith(message)
 
 
+def test_gradients_must_be_on():
+    with torch.no_grad(), pytest.raises(ValueError, match=r"^cached_backward: expected gradients to be on"):
+        cached_backward(Encoder(), torch.randn(3, 5), torch.sum, chunk_size=2)
+
+
 def check_ddp_averages_once_a_step(rank, ranks):
     """Run by test_distributed.py."""
     xs, encoder = torch.randn(ranks, 8, 5, dtype=torch.float64), Encoder().double()
