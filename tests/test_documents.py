@@ -1,5 +1,6 @@
 """Every code block of the documents: Python runs, commands are ones that exist, JSON is JSON."""
 
+import inspect
 import json
 import re
 import shlex
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from merc_kernels import focal_contrastive_loss, kd_divergence
 from merc_model import cli
+from merc_model.data.layouts import LAYOUTS
 from tests.model.small import small_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +78,24 @@ def test_commands_exist(document):
                 pass
             case other:
                 raise AssertionError(f"{document.name}: {other} is no command of this project")
+
+
+def first_cells(name, heading):
+    """What stands in backticks in the first cells of the tables of a section."""
+    section = (ROOT / "docs" / name).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\|([^|]*)\|", section, re.MULTILINE)
+    return [name for cell in cells for name in re.findall(r"`(.+?)`", cell)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "heading"),
+    [(focal_contrastive_loss, "Focal contrastive loss"), (kd_divergence, "Distillation divergence")],
+)
+def test_every_option_of_a_loss_has_a_row(loss, heading):
+    parameters = inspect.signature(loss).parameters.values()
+    options = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert options - set(first_cells("losses.md", heading)) == set()
+
+
+def test_every_layout_has_a_row():
+    assert set(LAYOUTS) - set(first_cells("data.md", "`merc convert`: the field's feature files")) == set()

@@ -78,6 +78,7 @@ def choose(
         return plain(operator, pairs, "there is neither Triton nor a CUDA kernel for this GPU")
     if operator == "kd_divergence":
         return Default("cuda", "its launches are cheaper") if cuda else Default("triton", "no CUDA kernel is built")
+    assert operator == "focal_contrastive", f"no rule for {operator}"
     if not built.triton:
         return Default("cuda", "triton is not installed")
     if rows is None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merc_model.config import IGNORE_INDEX, MODALITIES
+from merc_model.config import IGNORE_INDEX
 from merc_model.data.corpus import Corpus
 from merc_model.data.layouts import LAYOUTS, ROBERTA, SPLIT_FIELDS, as_array, recognise
 from merc_model.data.published import DATASETS, differences
@@ -59,7 +59,7 @@ def convert(
         labels = np.concatenate([_labels(fields["labels"][d], d, len(dataset.label_names)) for d in lengths])
         speakers = np.concatenate([_speakers(fields["speakers"][d], d) for d in lengths])
         features = {}
-        for modality in MODALITIES:
+        for modality in sources:
             rows = _features({part: fields.pop(part) for part in sources[modality]}, lengths)
             if _mark_missing(rows, modality, warn):
                 features[modality] = rows

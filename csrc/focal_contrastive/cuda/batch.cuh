@@ -62,7 +62,7 @@ struct Batch {
   __device__ Factor<A> similarity(A cosine, A tau) const {
     switch (power) {
       case Power::zero:
-        return {A(1), A(0)};
+        return raise<Math<A>, Power::zero>(A(0), options);
       case Power::one:
         return similarity_factor<Math<A>, Power::one>(cosine, tau, options);
       case Power::two:
@@ -75,7 +75,7 @@ struct Batch {
   __device__ Factor<A> probability(A l) const {
     switch (power) {
       case Power::zero:
-        return {A(1), A(0)};
+        return raise<Math<A>, Power::zero>(A(0), options);
       case Power::one:
         return probability_factor<Math<A>, Power::one>(l, options);
       case Power::two:
