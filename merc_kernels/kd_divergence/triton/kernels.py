@@ -15,12 +15,17 @@ With q = softmax(s / T), p = softmax(t / T), m = beta p + (1 - beta) q, w a row'
 One sweep carries the running maxima M of the logits, Z = sum e^{(x - M) / T} and, with x the first argument of KL and
 y the second, A = sum e^{(x - M_x) / T} [(x - M_x) - (y - M_y)]: KL = A / (T Z_x) + log Z_y - log Z_x. When a maximum
 moves, A grows by Z_x times the shift of the bracket. Everything is centred before it is divided by T, so logits of
-±1e4 lose nothing. Seven numbers a row are saved: M_s, M_t, log Z_s, log Z_t, two means, log sum e^{s - M_s} for CE. The
-means are KL(q|m) and KL(p|m) of js, and twice A / (T Z_x) else: in log x - log y - KL the log Z then need not cancel.
+±1e4 lose nothing. Of rows of several tiles each thread keeps maxima and sums of its own, joined once at the end.
+
+Where the student alone wants a gradient of a scalar, the forward pass writes it, for a gradient of the loss of 1: a
+last sweep goes back over what L2 still holds, so that memory is read once. No more rows are at work than fit there.
+Else seven numbers a row are saved: M_s, M_t, log2 Z_s, log2 Z_t, two means, log2 sum e^{s - M_s} for CE. The means are
+KL(q|m) and KL(p|m) of js, and twice A / (T Z_x) else: in log x - log y - KL the log Z then need not cancel.
 A class of probability 0 adds 0, whatever the other side is, but in a row whose divergence is NaN: its means are too.
 
-Letters: N rows a group, G groups, C classes. Every output element has one program that writes it, and sums run in a
-fixed order: no atomics, the same bits on every run.
+Letters: N rows a group, G groups, C classes. Tiles are [R, V]: R rows, or of a wide row R lanes of V classes each.
+Every output element has one program that writes it, and sums run in a fixed order: no atomics, the same bits on every
+run.
 """
 
 import triton
@@ -28,12 +33,16 @@ import triton.language as tl
 
 from merc_kernels._shared.triton.scalars import double
 from merc_kernels.kd_divergence.triton.rows import (
+    LN2,
+    joined,
     labelled,
     log_ratios,
+    logarithms,
     logits,
-    moved,
+    of_student,
     place,
     slope,
+    swept,
     temperature_and_weight,
     times,
 )
@@ -44,10 +53,12 @@ SAVED = tl.constexpr(7)  # numbers a row
 _PER_VALUE = ["rows", "ignore_index", "stride_lg", "stride_wg"]
 
 
-@triton.jit(do_not_specialize=_PER_VALUE)
+@triton.jit(do_not_specialize=[*_PER_VALUE, "blocks", "counted"])
 def forward_kernel(
-    loss_ptr,  # (G N,), or with PARTIAL (2, programs): sums of losses, counts of kept rows
+    loss_ptr,  # (G N,), or with PARTIAL (2, blocks): sums of losses, counts of kept rows
     saved_ptr,  # (G N, 7) or None
+    student_grad_ptr,  # (G, N, C) or None
+    counts_ptr,  # (COUNTS,) of kept rows, or None: then the gradient is divided by `counted`
     student_ptr,
     teacher_ptr,
     temperature_ptr,  # (N,) or None
@@ -64,104 +75,150 @@ def forward_kernel(
     classes,
     floats,  # `float_options`
     ignore_index: tl.int64,
+    blocks,
+    counted: tl.int64,
     DIRECTION: tl.constexpr,
     CE: tl.constexpr,
     SCALE_BY_T2: tl.constexpr,
     PARTIAL: tl.constexpr,
+    COUNTS: tl.constexpr,
     TILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    LANES: tl.constexpr,  # of a wide row, each with sums of its own; 1 where a tile holds whole rows
+    VECTORS: tl.constexpr,  # whether the classes of a lane lie side by side
 ):
-    """Losses of BLOCK_N rows, or their sum, and the numbers of the backward pass."""
+    """Losses of BLOCK_N rows, or their sum, and the numbers of the backward pass, or the student's gradient."""
     dtype: tl.constexpr = loss_ptr.dtype.element_ty
-    g, n, inside = place(tl.program_id(0), groups, rows, BLOCK_N)  # [BLOCK_N]
-    kept, label = labelled(labels_ptr, g, n, inside, classes, stride_lg, ignore_index)
-    t, weight = temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, floats, dtype)
-    scale = 1.0 / t
-    student_row = student_ptr + g * stride_sg + n * stride_sn
-    teacher_row = teacher_ptr + g * stride_tg + n * stride_tn
-    lane = tl.arange(0, BLOCK_C)
+    R: tl.constexpr = BLOCK_N * LANES
+    V: tl.constexpr = BLOCK_C // LANES
+    lane, part = tl.arange(0, LANES)[:, None], tl.arange(0, V)[None, :]
+    columns = lane * V + part if VECTORS else part * LANES + lane  # [LANES, V]
+    share = double(floats.beta).to(dtype)
+    ce_weight = double(floats.ce_weight).to(dtype)
+    block = tl.program_id(0)
+    while block < blocks:
+        g, n, inside = place(block, groups, rows, BLOCK_N)  # [BLOCK_N]
+        kept, label = labelled(labels_ptr, g, n, inside, classes, stride_lg, ignore_index)
+        t, weight = temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, floats, dtype)
+        scale = 1.0 / t
+        student_row = student_ptr + g * stride_sg + n * stride_sn
+        teacher_row = teacher_ptr + g * stride_tg + n * stride_tn
 
-    max_s = tl.full([BLOCK_N], LOWEST, dtype)
-    max_t = tl.full([BLOCK_N], LOWEST, dtype)
-    z_s = tl.zeros([BLOCK_N], dtype)
-    z_t = tl.zeros([BLOCK_N], dtype)
-    z_raw = tl.zeros([BLOCK_N], dtype)
-    bracket = tl.zeros([BLOCK_N], dtype)
-    for tile in range(0, TILES):
-        column = tile * BLOCK_C + lane
-        mask = kept[:, None] & (column < classes)[None, :]
-        s = logits(student_row, column, mask, dtype)  # [BLOCK_N, BLOCK_C]
-        y = logits(teacher_row, column, mask, dtype)
-        top_s = tl.maximum(max_s, tl.max(s, 1))
-        top_t = tl.maximum(max_t, tl.max(y, 1))
-        shift_s, shift_t = max_s - top_s, max_t - top_t
-        shrink_s, shrink_t = tl.exp(shift_s * scale), tl.exp(shift_t * scale)
-        from_s, from_t = s - top_s[:, None], y - top_t[:, None]
-        e_s, e_t = tl.exp(from_s * scale[:, None]), tl.exp(from_t * scale[:, None])
-        z_s *= shrink_s
-        z_t *= shrink_t
-        if DIRECTION == "forward":
-            bracket = moved(bracket, z_t, shrink_t, shift_t - shift_s)
-            bracket += tl.sum(times(e_t, from_t - from_s), 1)
-        elif DIRECTION == "reverse":
-            bracket = moved(bracket, z_s, shrink_s, shift_s - shift_t)
-            bracket += tl.sum(times(e_s, from_s - from_t), 1)
-        z_s += tl.sum(e_s, 1)
-        z_t += tl.sum(e_t, 1)
+        max_s = tl.full([R], LOWEST, dtype)
+        max_t = tl.full([R], LOWEST, dtype)
+        z_s = tl.zeros([R], dtype)
+        z_t = tl.zeros([R], dtype)
+        z_raw = tl.zeros([R], dtype)
+        bracket = tl.zeros([R], dtype)
+        s = tl.zeros([R, V], dtype)  # of one tile alone they stay for what follows
+        y = tl.zeros([R, V], dtype)
+        for tile in range(0, TILES):
+            column = tile * BLOCK_C + columns
+            mask = kept[:, None] & (column < classes)
+            s = logits(student_row, column, mask, dtype, "")
+            y = logits(teacher_row, column, mask, dtype, "")
+            max_s, max_t, z_s, z_t, z_raw, bracket = swept(
+                s, y, max_s, max_t, z_s, z_t, z_raw, bracket, scale, DIRECTION, CE
+            )
+        if LANES > 1:
+            max_s, max_t, z_s, z_t, z_raw, bracket = joined(
+                max_s, max_t, z_s, z_t, z_raw, bracket, scale, DIRECTION, CE
+            )
+        log_z_s, log_z_t = tl.log2(z_s), tl.log2(z_t)
+        nothing = (log_z_s - log_z_s) + (log_z_t - log_z_t)  # NaN where a side is NaN, or -inf throughout
+
+        if DIRECTION == "js":
+            means_s = tl.zeros([R], dtype)
+            means_t = tl.zeros([R], dtype)
+            for done in range(0, TILES):  # back through what the cache still holds
+                column = (TILES - 1 - done) * BLOCK_C + columns
+                mask = kept[:, None] & (column < classes)
+                if TILES > 1:
+                    s = logits(student_row, column, mask, dtype, "")
+                    y = logits(teacher_row, column, mask, dtype, "")
+                log_q = logarithms(s - max_s[:, None], log_z_s, scale)
+                log_p = logarithms(y - max_t[:, None], log_z_t, scale)
+                over_s, over_t = log_ratios(log_q, log_p, share)
+                means_s += tl.sum(times(tl.exp2(log_q), over_s), 1)
+                means_t += tl.sum(times(tl.exp2(log_p), over_t), 1)
+            mean_s, mean_t = means_s * LN2, means_t * LN2
+            if LANES > 1:
+                mean_s, mean_t = tl.sum(mean_s, 0, keep_dims=True), tl.sum(mean_t, 0, keep_dims=True)
+            value = (1 - share) * mean_s + share * mean_t
+        elif DIRECTION == "forward":
+            mean_s = bracket / z_t * scale + nothing
+            mean_t = mean_s
+            value = mean_s + (log_z_s - log_z_t) * LN2
+        else:
+            mean_s = bracket / z_s * scale + nothing
+            mean_t = mean_s
+            value = mean_s + (log_z_t - log_z_s) * LN2
+
+        if SCALE_BY_T2:
+            value *= t * t
+        log_z_raw = tl.zeros([BLOCK_N], dtype)
         if CE:
-            z_raw = z_raw * tl.exp(shift_s) + tl.sum(tl.exp(from_s), 1)
-        max_s, max_t = top_s, top_t
-    log_z_s, log_z_t = tl.log(z_s), tl.log(z_t)
-    nothing = (log_z_s - log_z_s) + (log_z_t - log_z_t)  # NaN where a side is NaN, or -inf throughout
+            log_z_raw = tl.log2(z_raw)
+            target = tl.load(student_row + label, mask=kept, other=0.0).to(dtype)
+            value += ce_weight * (log_z_raw * LN2 - (target - max_s))
+        value = tl.where(kept, value * weight, 0.0)
+        if PARTIAL:
+            tl.store(loss_ptr + block, tl.sum(value, 0))
+            if labels_ptr is not None:
+                tl.store(loss_ptr + blocks + block, tl.sum(kept.to(tl.int32), 0).to(dtype))
+        else:
+            tl.store(loss_ptr + g * rows + n, value, mask=inside)
+        if saved_ptr is not None:
+            numbers = saved_ptr + (g * rows + n) * SAVED
+            tl.store(numbers, max_s, mask=inside)
+            tl.store(numbers + 1, max_t, mask=inside)
+            tl.store(numbers + 2, log_z_s, mask=inside)
+            tl.store(numbers + 3, log_z_t, mask=inside)
+            tl.store(numbers + 4, mean_s, mask=inside)
+            tl.store(numbers + 5, mean_t, mask=inside)
+            tl.store(numbers + 6, log_z_raw, mask=inside)
 
-    if DIRECTION == "js":
-        share = double(floats.beta).to(dtype)
-        mean_s = tl.zeros([BLOCK_N], dtype)
-        mean_t = tl.zeros([BLOCK_N], dtype)
-        for done in range(0, TILES):  # back through what the cache still holds
-            column = (TILES - 1 - done) * BLOCK_C + lane
-            mask = kept[:, None] & (column < classes)[None, :]
-            s = logits(student_row, column, mask, dtype)
-            y = logits(teacher_row, column, mask, dtype)
-            log_q = (s - max_s[:, None]) * scale[:, None] - log_z_s[:, None]
-            log_p = (y - max_t[:, None]) * scale[:, None] - log_z_t[:, None]
-            over_m_s, over_m_t = log_ratios(log_q, log_p, share)
-            mean_s += tl.sum(times(tl.exp(log_q), over_m_s), 1)
-            mean_t += tl.sum(times(tl.exp(log_p), over_m_t), 1)
-        value = (1 - share) * mean_s + share * mean_t
-    elif DIRECTION == "forward":
-        mean = bracket / z_t * scale + nothing
-        value = mean + (log_z_s - log_z_t)
-        mean_s, mean_t = mean, mean
-    else:
-        mean = bracket / z_s * scale + nothing
-        value = mean + (log_z_t - log_z_s)
-        mean_s, mean_t = mean, mean
-
-    if SCALE_BY_T2:
-        value *= t * t
-    log_z_raw = tl.zeros([BLOCK_N], dtype)
-    if CE:
-        log_z_raw = tl.log(z_raw)
-        target = tl.load(student_row + label, mask=kept, other=0.0).to(dtype)
-        value += double(floats.ce_weight).to(dtype) * (log_z_raw - (target - max_s))
-    value = tl.where(kept, value * weight, 0.0)
-    if PARTIAL:
-        tl.store(loss_ptr + tl.program_id(0), tl.sum(value, 0))
-        if labels_ptr is not None:
-            tl.store(loss_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(kept.to(tl.int32), 0).to(dtype))
-    else:
-        tl.store(loss_ptr + g * rows + n, value, mask=inside)
-    if saved_ptr is not None:
-        numbers = saved_ptr + (g * rows + n) * SAVED
-        tl.store(numbers, max_s, mask=inside)
-        tl.store(numbers + 1, max_t, mask=inside)
-        tl.store(numbers + 2, log_z_s, mask=inside)
-        tl.store(numbers + 3, log_z_t, mask=inside)
-        tl.store(numbers + 4, mean_s, mask=inside)
-        tl.store(numbers + 5, mean_t, mask=inside)
-        tl.store(numbers + 6, log_z_raw, mask=inside)
+        if student_grad_ptr is not None:
+            divisor = counted.to(dtype)
+            if counts_ptr is not None:
+                count = tl.sum(tl.load(counts_ptr + tl.arange(0, COUNTS)), 0)
+                divisor = tl.maximum(count, 1).to(dtype)
+            factor = tl.where(kept, weight, 0.0) / divisor
+            c = factor * (t if SCALE_BY_T2 else scale)
+            log_z_s = tl.where(kept, log_z_s, 0.0)  # of other rows nothing was loaded: q = p = 0
+            log_z_t = tl.where(kept, log_z_t, 0.0)
+            mean_s = tl.where(kept, mean_s, 0.0)
+            log_z_raw = tl.where(kept, log_z_raw, 0.0)
+            target_row = student_grad_ptr + (g * rows + n) * classes
+            once: tl.constexpr = "evict_first" if TILES > 1 else ""  # what no one reads again leaves room in L2
+            for done in range(0, TILES):  # from where the last sweep ended
+                column = (done if DIRECTION == "js" else TILES - 1 - done) * BLOCK_C + columns
+                mask = kept[:, None] & (column < classes)
+                if TILES > 1:
+                    s = logits(student_row, column, mask, dtype, once)
+                    y = logits(teacher_row, column, mask, dtype, once)
+                from_s, from_t = s - max_s[:, None], y - max_t[:, None]
+                log_q, log_p = logarithms(from_s, log_z_s, scale), logarithms(from_t, log_z_t, scale)
+                hit = column == label[:, None]
+                gradient = of_student(
+                    from_s,
+                    from_t,
+                    log_q,
+                    log_p,
+                    mean_s,
+                    log_z_raw,
+                    c,
+                    factor * ce_weight,
+                    hit,
+                    scale,
+                    share,
+                    DIRECTION,
+                    CE,
+                )
+                inside_tile = inside[:, None] & (column < classes)
+                tl.store(target_row[:, None] + column, gradient, mask=inside_tile, eviction_policy=once)
+        block += tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=[*_PER_VALUE, "stride_grad"])
@@ -199,8 +256,9 @@ def backward_kernel(
     """Gradients of one tile: BLOCK_C columns of BLOCK_N rows, last tile first, as the forward pass read it last."""
     dtype: tl.constexpr = saved_ptr.dtype.element_ty
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    column = program % TILES * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
+    column = (program % TILES * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]  # [1, BLOCK_C]
     first, n, inside = place(program // TILES, groups // REPEATS, rows, BLOCK_N)  # [BLOCK_N]
+    inside_tile = inside[:, None] & (column < classes)
     share = double(floats.beta).to(dtype)
     divisor = tl.load(divisor_ptr)
     sum_t = tl.zeros([BLOCK_N, BLOCK_C], dtype)
@@ -210,51 +268,42 @@ def backward_kernel(
         t, weight = temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, floats, dtype)
         scale = 1.0 / t
         factor = tl.load(grad_ptr + (g * rows + n) * stride_grad, mask=kept, other=0.0) * weight / divisor
-        c = (factor * (t if SCALE_BY_T2 else scale))[:, None]  # [BLOCK_N, 1]
+        c = factor * (t if SCALE_BY_T2 else scale)  # [BLOCK_N]
         numbers = saved_ptr + (g * rows + n) * SAVED
-        max_s = tl.load(numbers, mask=kept, other=0.0)[:, None]
-        max_t = tl.load(numbers + 1, mask=kept, other=0.0)[:, None]
-        log_z_s = tl.load(numbers + 2, mask=kept, other=0.0)[:, None]
-        log_z_t = tl.load(numbers + 3, mask=kept, other=0.0)[:, None]
-        mask = kept[:, None] & (column < classes)[None, :]
-        s = logits(student_ptr + g * stride_sg + n * stride_sn, column, mask, dtype)  # [BLOCK_N, BLOCK_C]
-        y = logits(teacher_ptr + g * stride_tg + n * stride_tn, column, mask, dtype)
-        from_s, from_t = s - max_s, y - max_t
-        log_q = from_s * scale[:, None] - log_z_s
-        log_p = from_t * scale[:, None] - log_z_t
-        over_s = (from_s - from_t) * scale[:, None]
-        over_t = -over_s
-        if DIRECTION == "js":
-            over_s, over_t = log_ratios(log_q, log_p, share)
+        max_s = tl.load(numbers, mask=kept, other=0.0)
+        max_t = tl.load(numbers + 1, mask=kept, other=0.0)
+        log_z_s = tl.load(numbers + 2, mask=kept, other=0.0)
+        log_z_t = tl.load(numbers + 3, mask=kept, other=0.0)
+        mask = kept[:, None] & (column < classes)
+        s = logits(student_ptr + g * stride_sg + n * stride_sn, column, mask, dtype, "")  # [BLOCK_N, BLOCK_C]
+        y = logits(teacher_ptr + g * stride_tg + n * stride_tn, column, mask, dtype, "")
+        from_s, from_t = s - max_s[:, None], y - max_t[:, None]
+        log_q, log_p = logarithms(from_s, log_z_s, scale), logarithms(from_t, log_z_t, scale)
 
         if student_grad_ptr is not None:
-            q = tl.exp(log_q)
-            if DIRECTION == "forward":
-                of_s = c * (q - tl.exp(log_p))
-            else:
-                mean_s = tl.load(numbers + 4, mask=kept, other=0.0)[:, None]
-                of_s = c * slope(q, over_s, mean_s)
-            if DIRECTION == "js":
-                of_s *= 1 - share
-            if CE:
-                log_z_raw = tl.load(numbers + 6, mask=kept, other=0.0)[:, None]
-                hit = tl.where(column[None, :] == label[:, None], 1.0, 0.0)
-                of_s += factor[:, None] * double(floats.ce_weight).to(dtype) * (tl.exp(from_s - log_z_raw) - hit)
-            target = student_grad_ptr + ((g * rows + n) * classes)[:, None] + column[None, :]
-            of_s = tl.where(kept[:, None], of_s, 0.0)
-            tl.store(target, of_s, mask=inside[:, None] & (column < classes)[None, :])
+            mean_s = tl.load(numbers + 4, mask=kept, other=0.0)
+            log_z_raw = tl.load(numbers + 6, mask=kept, other=0.0)
+            ce = factor * double(floats.ce_weight).to(dtype)
+            hit = column == label[:, None]
+            of_s = of_student(
+                from_s, from_t, log_q, log_p, mean_s, log_z_raw, c, ce, hit, scale, share, DIRECTION, CE
+            )
+            target = student_grad_ptr + ((g * rows + n) * classes)[:, None] + column
+            tl.store(target, of_s, mask=inside_tile)
 
         if teacher_grad_ptr is not None:
-            p = tl.exp(log_p)
+            p = tl.exp2(log_p)
             if DIRECTION == "reverse":
-                of_t = c * (p - tl.exp(log_q))
+                of_t = c[:, None] * (p - tl.exp2(log_q))
             else:
-                mean_t = tl.load(numbers + 5, mask=kept, other=0.0)[:, None]
-                of_t = c * slope(p, over_t, mean_t)
-            if DIRECTION == "js":
-                of_t *= share
-            sum_t += tl.where(kept[:, None], of_t, 0.0)
+                mean_t = tl.load(numbers + 5, mask=kept, other=0.0)
+                if DIRECTION == "forward":
+                    of_t = c[:, None] * slope(p, (from_t - from_s) * scale[:, None], mean_t[:, None])
+                else:
+                    _, over_t = log_ratios(log_q, log_p, share)
+                    of_t = (c * share)[:, None] * slope(p, over_t * LN2, mean_t[:, None])
+            sum_t += of_t
 
     if teacher_grad_ptr is not None:
-        target = teacher_grad_ptr + ((first * rows + n) * classes)[:, None] + column[None, :]
-        tl.store(target, sum_t, mask=inside[:, None] & (column < classes)[None, :])
+        target = teacher_grad_ptr + ((first * rows + n) * classes)[:, None] + column
+        tl.store(target, sum_t, mask=inside_tile)
