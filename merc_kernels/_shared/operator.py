@@ -255,9 +255,10 @@ def with_gradients(
             gradients, ctx.gradients = ctx.gradients, None
             if gradients is None:
                 gradients = both(ctx.saved_tensors, ctx.numbers, ctx.needs_input_grad)[1]
-            if in_place is not None and checks.eager(grad):  # as they are then, they are their owner's
+            plain = checks.eager(grad) and not torch_private.no_memory(grad)
+            if plain and in_place is not None:  # as they are then, they are their owner's
                 in_place(gradients, grad, ctx.saved_tensors, ctx.numbers)
-            elif not (checks.eager(grad) and grad.item() == 1):
+            elif not (plain and grad.item() == 1):
                 ctx.gradients, gradients = gradients, [None if x is None else x * grad for x in gradients]
             if torch.is_grad_enabled():
                 inputs = (grad, *ctx.saved_tensors)

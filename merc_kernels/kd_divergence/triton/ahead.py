@@ -15,11 +15,11 @@ COUNTS, COUNT_BLOCK = 64, 1024  # partial counts, one a program, and labels a pr
 MOST_PROGRAMS = 1056  # of scale_kernel, few for the call in which each returns at once: 8 a processor of an H100
 
 
-@triton.jit(do_not_specialize=["labels", "ignore_index"])
+@triton.jit(do_not_specialize=["count", "ignore_index"])
 def count_kernel(
     counts_ptr,  # (COUNTS,) int64
     labels_ptr,
-    labels,
+    count,  # of labels
     groups,  # that share them
     classes,
     ignore_index: tl.int64,
@@ -27,14 +27,14 @@ def count_kernel(
     BLOCK: tl.constexpr,
 ):
     """How many rows count, in COUNTS parts."""
-    count = tl.zeros([BLOCK], tl.int64)
+    found = tl.zeros([BLOCK], tl.int64)
     start = tl.program_id(0) * BLOCK
-    while start < labels:
+    while start < count:
         n = start.to(tl.int64) + tl.arange(0, BLOCK)
-        kept, _ = labelled(labels_ptr, 0, n, n < labels, classes, 0, ignore_index)
-        count += kept.to(tl.int64)
+        kept, _ = labelled(labels_ptr, 0, n, n < count, classes, 0, ignore_index)
+        found += kept.to(tl.int64)
         start += COUNTS * BLOCK
-    tl.store(counts_ptr + tl.program_id(0), tl.sum(count, 0) * groups)
+    tl.store(counts_ptr + tl.program_id(0), tl.sum(found, 0) * groups)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore_index", "stride_lg", "tiles"])

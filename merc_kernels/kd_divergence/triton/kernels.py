@@ -131,6 +131,8 @@ def forward_kernel(
         if DIRECTION == "js":
             means_s = tl.zeros([R], dtype)
             means_t = tl.zeros([R], dtype)
+            sum_q = tl.zeros([R], dtype)  # 1 but for the rounding of log Z, which a mean so divided is free of
+            sum_p = tl.zeros([R], dtype)
             for done in range(0, TILES):  # back through what the cache still holds
                 column = (TILES - 1 - done) * BLOCK_C + columns
                 mask = kept[:, None] & (column < classes)
@@ -140,11 +142,15 @@ def forward_kernel(
                 log_q = logarithms(s - max_s[:, None], log_z_s, scale)
                 log_p = logarithms(y - max_t[:, None], log_z_t, scale)
                 over_s, over_t = log_ratios(log_q, log_p, share)
-                means_s += tl.sum(times(tl.exp2(log_q), over_s), 1)
-                means_t += tl.sum(times(tl.exp2(log_p), over_t), 1)
-            mean_s, mean_t = means_s * LN2, means_t * LN2
+                q, p = tl.exp2(log_q), tl.exp2(log_p)
+                means_s += tl.sum(times(q, over_s), 1)
+                means_t += tl.sum(times(p, over_t), 1)
+                sum_q += tl.sum(q, 1)
+                sum_p += tl.sum(p, 1)
             if LANES > 1:
-                mean_s, mean_t = tl.sum(mean_s, 0, keep_dims=True), tl.sum(mean_t, 0, keep_dims=True)
+                means_s, sum_q = tl.sum(means_s, 0, keep_dims=True), tl.sum(sum_q, 0, keep_dims=True)
+                means_t, sum_p = tl.sum(means_t, 0, keep_dims=True), tl.sum(sum_p, 0, keep_dims=True)
+            mean_s, mean_t = means_s / sum_q * LN2, means_t / sum_p * LN2
             value = (1 - share) * mean_s + share * mean_t
         elif DIRECTION == "forward":
             mean_s = bracket / z_t * scale + nothing

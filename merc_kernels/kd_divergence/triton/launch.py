@@ -15,7 +15,7 @@ from merc_kernels.kd_divergence.options import GRADIENT, NOTHING, STATS, KDDiver
 from merc_kernels.kd_divergence.triton.ahead import COUNT_BLOCK, COUNTS, MOST_PROGRAMS, count_kernel, scale_kernel
 from merc_kernels.kd_divergence.triton.kernels import SAVED, backward_kernel, forward_kernel
 
-_RESIDENT_WARPS = 32  # of the programs that sweep wide rows, with up to 64 registers a thread
+_REGISTERS = 65536  # of a processor
 _LEAST = (4, 5)  # of the processors: fewer would compute less than memory reads
 
 
@@ -39,37 +39,48 @@ class Blocks(NamedTuple):
 
     rows: int
     classes: int
-    lanes: int  # that hold sums of their own; 1 where a tile holds whole rows
     warps: int
+    registers: int | None = None  # most a thread: said where ptxas, left alone, spills a few for more programs at once
+    lanes: int = 1  # that hold sums of their own; 1 where a tile holds whole rows
 
 
-def blocks(classes: int, accumulate: torch.dtype, backward: bool, narrowest: int = 4) -> Blocks:
-    """The tile of a width: whole rows while they fit; ``narrowest`` is the size in bytes of the smallest logit."""
+def blocks(classes: int, accumulate: torch.dtype, backward: bool) -> Blocks:
+    """The tile of a width: whole rows while they fit; in the forward pass wider ones have `wide_blocks`."""
     double = accumulate == torch.float64  # two registers a number, and many more within its exponentials
-    widest = 512 if double else 2048  # what leaves room for several programs, with both gradients in registers
-    if not backward:
-        widest *= 2  # one reduction a tile: the wider, the fewer
-        if classes > widest:
-            warps = 8 if double or classes <= 1 << 14 else 16 if classes <= 1 << 16 else 32
-            return Blocks(1, 32 * warps * max(4, 16 // narrowest), 32 * warps, warps)  # loads of 16 bytes
-    block = min(max(8, next_power_of_2(classes)), widest)
+    block = min(max(8, next_power_of_2(classes)), widest(accumulate) // (2 if backward else 1))
     # Narrow rows share a program, or its threads would idle. Where rows are not aligned, each of a thread's elements
     # is in a row of its own, whose numbers it holds: few a thread.
     rows = (256 if double else 512) // block if block < 256 else 1
-    return Blocks(rows, block, 1, 4 if block <= 1024 else 8)
+    return Blocks(rows, block, 4 if block <= 1024 else 8, 255 if double else None)
 
 
-def at_work(rows: int, row_bytes: int, warps: int, of: Chip) -> int:
+def widest(accumulate: torch.dtype) -> int:
+    """Most classes in a tile of the forward pass; in the backward pass, for its two gradients, half as many."""
+    return 1024 if accumulate == torch.float64 else 4096
+
+
+def wide_blocks(classes: int, accumulate: torch.dtype, narrowest: int, lean: bool, aligned: bool) -> Blocks:
+    """The same where a program sweeps a row of many tiles, each of its threads with sums of its own.
+
+    Args:
+        narrowest: bytes of the smallest logit: loads are of 16.
+        lean: no cross entropy, no reverse direction: few registers.
+        aligned: a thread loads neighbours at once.
+    """
+    double = accumulate == torch.float64
+    warps = 8 if double or classes <= 1 << 14 else 16 if classes <= 1 << 16 or not lean else 32
+    warps_at_work = 8 if double else 32 if lean else 16
+    part = max(4, 16 // narrowest) if lean or aligned else 4
+    registers = min(255, _REGISTERS // 32 // warps_at_work)
+    return Blocks(1, 32 * warps * part, warps, registers, 32 * warps)
+
+
+def at_work(rows: int, row_bytes: int, of: Blocks, on: Chip) -> int:
     """How many programs share the wide rows: as many as run at a time, and whose rows stay in L2 until read again."""
     part, whole = _LEAST
-    fitting = max(1, of.l2 // row_bytes, of.processors * part // whole)
-    most = min(fitting, of.processors * (_RESIDENT_WARPS // warps))
+    resident = max(1, _REGISTERS // (32 * of.warps * (of.registers or 255)))
+    most = min(max(1, on.l2 // row_bytes, on.processors * part // whole), on.processors * resident)
     return cdiv(rows, cdiv(rows, most))  # as few as take as many turns
-
-
-def registers(accumulate: torch.dtype, repeats: int) -> int | None:
-    """Most registers a thread: said where ptxas, left alone, spills a few to have more programs at once."""
-    return 255 if accumulate == torch.float64 or repeats > 1 else None
 
 
 def _unit_stride(logits: Tensor) -> Tensor:
@@ -101,7 +112,12 @@ class _Call:
         self.groups = student.shape[0] if student.dim() == 3 else 1
         self.shared = teacher.dim() == 2 and self.groups > 1
         self.dtype = accumulate(student, teacher)
-        self.blocks = blocks(self.classes, self.dtype, backward, min(student.itemsize, teacher.itemsize))
+        self.vectors = all(x % 16 == 0 for x in (self.classes, *_strides(student), *_strides(teacher)))
+        self.blocks = blocks(self.classes, self.dtype, backward)
+        if not backward and self.classes > widest(self.dtype):
+            lean = options.direction == "forward" and options.ce_weight == 0
+            narrowest = min(student.itemsize, teacher.itemsize)
+            self.blocks = wide_blocks(self.classes, self.dtype, narrowest, lean, self.vectors)
         self.tensors = (student, teacher, temperatures, labels, weights)
         self.shape = (
             *_strides(student),
@@ -111,7 +127,6 @@ class _Call:
             self.groups,
             self.classes,
         )
-        self.vectors = all(x % 16 == 0 for x in (self.classes, *_strides(student), *_strides(teacher)))
         self.ignore_index = options.ignore_index
         self.values = (float_options(options), options.ignore_index)
         self.constants = {
@@ -168,7 +183,7 @@ def forward(
     programs = row_blocks
     if call.blocks.lanes > 1 and (save == GRADIENT or options.direction == "js"):  # it is read again
         row_bytes = call.classes * (student.itemsize + teacher.itemsize)
-        programs = at_work(row_blocks, row_bytes, call.blocks.warps, chip(student.device))
+        programs = at_work(row_blocks, row_bytes, call.blocks, chip(student.device))
     loss = student.new_empty(shape, dtype=call.dtype)
     partial = loss if options.reduction == "none" else student.new_empty((2, row_blocks), dtype=call.dtype)
     mean = options.reduction == "batchmean"
@@ -187,7 +202,7 @@ def forward(
             COUNTS=COUNTS,
             LANES=call.blocks.lanes,
             VECTORS=call.vectors,
-            maxnreg=registers(call.dtype, 1),
+            maxnreg=call.blocks.registers,
             **call.constants,
         )
         if options.reduction == "none":
@@ -242,7 +257,7 @@ def backward(
             *call.shape,
             *call.values,
             REPEATS=repeats,
-            maxnreg=registers(call.dtype, repeats),
+            maxnreg=call.blocks.registers if repeats == 1 else 255,
             **call.constants,
         )
     return of_student, of_teacher
