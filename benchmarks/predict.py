@@ -30,6 +30,7 @@ from merc_kernels.focal_contrastive.triton import call as focal_call
 from merc_kernels.focal_contrastive.triton import launch as focal
 from merc_kernels.focal_contrastive.triton import source_gradient
 from merc_kernels.kd_divergence.options import GRADIENT, KDDivergenceOptions
+from merc_kernels.kd_divergence.triton import configuration
 from merc_kernels.kd_divergence.triton import launch as divergence
 
 CLOCK, PROCESSORS, L2, HBM = 1.7e9, 132, 6.0e12, 3.0e12  # an H100: Hz, count, bytes a second
@@ -90,7 +91,8 @@ def recorded(names: Collection[str]) -> Iterator[list[Launch]]:
         stack.enter_context(mock.patch.object(JITFunction, "run", kept))
         stack.enter_context(mock.patch.object(source_gradient, "_product", product))
         stack.enter_context(mock.patch.object(focal_call, "processors", return_value=PROCESSORS))
-        stack.enter_context(mock.patch.object(divergence, "chip", return_value=divergence.Chip(PROCESSORS, L2_HOLDS)))
+        of = configuration.Chip(PROCESSORS, L2_HOLDS)
+        stack.enter_context(mock.patch.object(divergence, "chip", return_value=of))
         yield launches
 
 

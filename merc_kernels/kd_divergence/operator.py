@@ -19,6 +19,7 @@ from merc_kernels._shared.ordinary import ordinary, ordinary_eager
 from merc_kernels.kd_divergence.options import GRADIENT, NOTHING, STATS, KDDivergenceOptions
 
 _TRITON = "merc_kernels.kd_divergence.triton.launch"
+_PAYS = 1 << 21  # logits from which reading them once saves more than a launch, which counts the rows, costs
 
 
 def _fake(tensors: Sequence[Any], numbers: Sequence[Any], _: str) -> list[Tensor]:
@@ -70,7 +71,7 @@ def _with_gradient(forward: Callable[..., Any]) -> Callable[..., tuple[Tensor, S
     return both
 
 
-def _scale(gradients: Sequence[Any], grad: Tensor, tensors: Sequence[Any], numbers: Sequence[Any]) -> None:
+def _scale(gradients: Sequence[Any], grad: Tensor, tensors: Sequence[Any], numbers: tuple[Any, ...]) -> None:
     options = KDDivergenceOptions.of_numbers(numbers[:-1])
     importlib.import_module(_TRITON).scale(gradients[0], grad, tensors[3], options)
 
@@ -108,6 +109,8 @@ def kd_divergence(
         return _operator(backend, plain, tensors, (*options.numbers, NOTHING))
     # in float16 a gradient for a gradient of 1 would underflow before loss scaling could lift it
     ahead = options.reduction != "none" and not teacher.requires_grad and student.dtype != torch.float16
+    if backend == "triton" and labels is not None and options.reduction == "batchmean":
+        ahead = ahead and student.numel() >= _PAYS
     if ahead and wanted and backend in _of_a_student:
         if plain:
             return _of_a_student[backend](*ordinary_eager(tensors), (*options.numbers, GRADIENT))

@@ -19,8 +19,9 @@ from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
 from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
 from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions
 from merc_kernels.kd_divergence.triton import ahead
-from merc_kernels.kd_divergence.triton import launch as kd_divergence
-from merc_kernels.kd_divergence.triton.kernels import backward_kernel, forward_kernel
+from merc_kernels.kd_divergence.triton import configuration as kd_divergence
+from merc_kernels.kd_divergence.triton.backward import backward_kernel
+from merc_kernels.kd_divergence.triton.forward import forward_kernel
 
 _TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PAIRS = (*((dtype, dtype) for dtype in _TYPES), (torch.bfloat16, torch.float32))
@@ -28,7 +29,6 @@ _LONG = ("classes", "ignore_index", "counted")
 _LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr", "counts_ptr")
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _DIVERGENCE = (forward_kernel, backward_kernel)
-_SIDES = ("student", "teacher")
 _WIDEST = 512  # wider rows have its tiles
 _WIDE = (1 << 14, 1 << 16, 1 << 17)  # rows that the divergence sweeps with 8, 16 and 32 warps
 _ARCHITECTURES = (80, 90, 100)
@@ -89,7 +89,8 @@ def _divergence(
     aligned: bool,
 ) -> Iterator[Configuration]:
     """With ``every`` argument that may be absent; of the forward pass what saves numbers, and what writes gradients."""
-    pointees = {f"{name}_ptr": dtype for dtype, side in zip(pair, _SIDES, strict=True) for name in (side, f"{side}_grad")}
+    pointees = dict(zip(("student_ptr", "teacher_ptr"), pair, strict=True))
+    pointees |= dict(zip(("student_grad_ptr", "teacher_grad_ptr"), pair, strict=True))
     constants: dict[str, Any] = {
         "DIRECTION": direction,
         "CE": ce,

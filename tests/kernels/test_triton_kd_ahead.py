@@ -13,15 +13,13 @@ from torch import Tensor
 from merc_kernels import kd_divergence
 from merc_kernels.kd_divergence.options import GRADIENT, STATS, KDDivergenceOptions
 from tests.kernels import grid, spoiled
+from tests.kernels import test_triton_kd_divergence as divergence
 from tests.numerics import TOLERANCE, error
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
-pytest.importorskip("numpy", reason="the interpreter of triton needs numpy")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("values are those of the interpreter", allow_module_level=True)
-
-from merc_kernels.kd_divergence.triton import launch
-from tests.kernels import test_triton_kd_divergence as divergence
+launch = pytest.importorskip("merc_kernels.kd_divergence.triton.launch")
+configuration = pytest.importorskip("merc_kernels.kd_divergence.triton.configuration")
 
 # numpy warns of inf - inf in lanes whose result the kernels do not use
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -153,7 +151,8 @@ class TestValues:
         for given in (labels, labels.expand(2, 3000)):
             students = student.expand(*given.shape[:-1], 3000, 3)
             truth = divergence.truth_of(students, teacher, {"labels": given}, torch.float64, 1.0)
-            torch.testing.assert_close(run(students, teacher, {"labels": given})[1].double(), truth[1], atol=1e-8, rtol=1e-4)
+            gradient = run(students, teacher, {"labels": given})[1]
+            torch.testing.assert_close(gradient.double(), truth[1], atol=1e-8, rtol=1e-4)
 
 
 class TestAutograd:
@@ -162,7 +161,7 @@ class TestAutograd:
     def test_the_gradient_scales_with_the_one_that_comes_and_belongs_to_who_asked(self):
         for classes, labels in itertools.product((7, WIDE), (None, torch.tensor([0, -100, 2]))):
             student, teacher = pair(3, classes)
-            loss = kd_divergence(student, teacher, labels=labels, backend="triton")
+            loss = kd_divergence(student, teacher, labels=labels, reduction="sum", backend="triton")
             first = torch.autograd.grad(loss, student, retain_graph=True)[0]
             kept = first.clone()
             first.mul_(3)
@@ -200,17 +199,20 @@ class TestAutograd:
     def test_what_needs_more_than_the_students_gradient_saves_numbers(self, monkeypatch):
         kept = []
         forward = launch.forward
-        monkeypatch.setattr(launch, "forward", lambda *given: kept.append(given[-1]) or forward(*given))
-        student, teacher = pair(3, 7)
+        monkeypatch.setattr(launch, "forward", lambda *given: kept.append(given[-1]) or forward(*given[:-1], STATS))
+        student, teacher = pair(3, 16)
         kd_divergence(student, teacher, backend="triton")
         kd_divergence(student, teacher, reduction="none", backend="triton")
         kd_divergence(student.half(), teacher, backend="triton")
+        for rows in (3, 1 << 17):  # where there are labels to count
+            many = student[:1].expand(rows, 16), teacher[:1].expand(rows, 16)
+            kd_divergence(*many, labels=torch.zeros(rows, dtype=torch.int64), backend="triton")
         kd_divergence(student, teacher.clone().requires_grad_(), teacher_grad=True, backend="triton")
-        assert kept == [GRADIENT, STATS, STATS, STATS]
+        assert kept == [GRADIENT, STATS, STATS, STATS, GRADIENT, STATS]
 
     def test_a_spoilt_row_is_nan(self):
         for direction, (width, labelled) in itertools.product(DIRECTIONS, ((5, True), (70, False))):
-            options = {"direction": direction, "reduction": "batchmean", "backend": "triton"}
+            options = {"direction": direction, "reduction": "sum", "backend": "triton"}
             options |= {"labels": spoiled.LABELS, "ce_weight": 0.5} if labelled else {}
             spoiled.check(spoiled.through_autograd(teacher_grad=False, **options), width, torch.float32, labelled)
 
@@ -225,5 +227,5 @@ class TestAutograd:
     ],
 )
 def test_the_rows_at_work_fit_l2(rows, classes, itemsize, programs):
-    blocks = launch.wide_blocks(classes, torch.float32, itemsize, lean=True, aligned=True)
-    assert launch.at_work(rows, 2 * itemsize * classes, blocks, launch.Chip(132, 50 << 20)) == programs
+    blocks = configuration.wide_blocks(classes, torch.float32, itemsize, plain=True, aligned=True)
+    assert configuration.at_work(rows, 2 * itemsize * classes, blocks, configuration.Chip(132, 50 << 20)) == programs

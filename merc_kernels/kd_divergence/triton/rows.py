@@ -10,6 +10,8 @@ from merc_kernels._shared.triton.scalars import double
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
+SAVED = tl.constexpr(7)  # numbers a row
+PER_VALUE = ["rows", "ignore_index", "stride_lg", "stride_wg"]
 
 
 @triton.jit
@@ -78,9 +80,7 @@ def temperature_and_weight(temperature_ptr, weights_ptr, g, n, kept, stride_wg, 
 
 
 @triton.jit
-def raised(
-    top_s, top_t, max_s, max_t, z_s, z_t, z_raw, bracket, scale, DIRECTION: tl.constexpr, CE: tl.constexpr
-):
+def raised(top_s, top_t, max_s, max_t, z_s, z_t, z_raw, bracket, scale, DIRECTION: tl.constexpr, CE: tl.constexpr):
     """The sums, [R], once their maxima are the tops."""
     shift_s, shift_t = max_s - top_s, max_t - top_t
     shrink_s, shrink_t = tl.exp2(shift_s * (scale * LOG2E)), tl.exp2(shift_t * (scale * LOG2E))
