@@ -259,7 +259,7 @@ def with_gradients(
             if plain and in_place is not None:  # as they are then, they are their owner's
                 in_place(gradients, grad, ctx.saved_tensors, ctx.numbers)
             elif not (plain and grad.item() == 1):
-                ctx.gradients, gradients = gradients, [None if x is None else x * grad for x in gradients]
+                ctx.gradients, gradients = gradients, [None if x is None else (x * grad).to(x.dtype) for x in gradients]
             if torch.is_grad_enabled():
                 inputs = (grad, *ctx.saved_tensors)
                 gradients = [None if x is None else differentiable_once(x, inputs) for x in gradients]

@@ -56,10 +56,10 @@ def kd_divergence_configurations() -> Iterator[Configuration]:
         for direction, every, aligned in itertools.product(directions, (True, False), (True, False)):
             for tiles in (1, 3) if backward and kd_divergence.blocks(2 * width, accumulate, True) == blocks else (1,):
                 yield from _divergence(backward, pair, direction, blocks, tiles, every, every, aligned)
-    for pair, direction, ce, aligned in itertools.product(_PAIRS, directions, (True, False), (True, False)):
+    for pair, direction, ce, aligned in itertools.product(_PAIRS, directions, (False, True), (True, False)):
         of = (_accumulate(pair), min(x.itemsize for x in pair), direction == "forward" and not ce, aligned)
         for blocks in dict.fromkeys(kd_divergence.wide_blocks(width, *of) for width in _WIDE):
-            for every in (True,) if ce else (True, False):
+            for every in (True,) if ce else (False, True):
                 yield from _divergence(False, pair, direction, blocks, 3, every, ce, aligned)
     for accumulate, counts in itertools.product((torch.float64, torch.float32), (True, False)):
         constants = {"COUNTS": counts, "BLOCK": reduction.REDUCE_BLOCK, "num_warps": reduction.REDUCE_WARPS}

@@ -306,15 +306,6 @@ def test_a_gradient_belongs_to_who_asked_for_it(width):
         again.zero_()
 
 
-@pytest.mark.parametrize("teacher_grad", [False, True])
-def test_a_batch_of_gradients(teacher_grad):
-    student, teacher = logits(3, 7), logits(3, 7)
-    loss = kd_divergence(student, teacher, teacher_grad=teacher_grad, backend="cpu")
-    many = torch.tensor([1.0, -2.0])
-    batch = torch.autograd.grad(loss, student, many, is_grads_batched=True, retain_graph=True)[0]
-    torch.testing.assert_close(batch, many[:, None, None] * torch.autograd.grad(loss, student)[0])
-
-
 def test_modes_and_traces_see_the_operator():
     student, teacher = logits(5, 7), logits(5, 7)
     seen = []
