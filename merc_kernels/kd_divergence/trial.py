@@ -38,5 +38,6 @@ def call(
         more = {"ce_weight": 0.5, "teacher_grad": not ahead, "ignore_index": options.ignore_index}
         return first_use.Problem(tensors, {**chosen, **more, "reduction": "sum"})
 
-    rows = None if torch.compiler.is_compiling() else student.shape[-2]
-    return backends.Call(student, rows, 0, loss, problem, path)
+    compiling = torch.compiler.is_compiling()
+    rows, count = (None, 0) if compiling else (student.shape[-2], student.numel())
+    return backends.Call(student, rows, count, loss, problem, path)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from merc_kernels import kd_divergence
+from merc_kernels._shared import first_use
+from merc_kernels.kd_divergence import trial
 from merc_kernels.kd_divergence.options import GRADIENT, STATS, KDDivergenceOptions
 from tests.kernels import grid, spoiled
 from tests.kernels import test_triton_kd_divergence as divergence
@@ -209,6 +211,15 @@ class TestAutograd:
             kd_divergence(*many, labels=torch.zeros(rows, dtype=torch.int64), backend="triton")
         kd_divergence(student, teacher.clone().requires_grad_(), teacher_grad=True, backend="triton")
         assert kept == [GRADIENT, STATS, STATS, STATS, GRADIENT, STATS]
+
+    def test_a_first_use_tries_it(self, monkeypatch):
+        kept, forward = [], launch.forward
+        monkeypatch.setattr(launch, "forward", lambda *given: kept.append(given[-1]) or forward(*given))
+        for teacher_grad, save in ((False, GRADIENT), (True, STATS)):
+            options = KDDivergenceOptions(teacher_grad=teacher_grad)
+            call = trial.call(kd_divergence, *pair(2, 7), None, None, None, options)
+            assert first_use.trouble_of("triton", call.loss, call.problem) is None
+            assert kept.pop() == save
 
     def test_a_spoilt_row_is_nan(self):
         for direction, (width, labelled) in itertools.product(DIRECTIONS, ((5, True), (70, False))):

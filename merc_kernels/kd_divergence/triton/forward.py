@@ -18,11 +18,11 @@ moves, A grows by Z_x times the shift of the bracket. Everything is centred befo
 ±1e4 lose nothing. Of rows of several tiles each thread keeps maxima and sums of its own, joined once at the end.
 
 Where the student alone wants a gradient of a scalar, the forward pass writes it, for a gradient of the loss of 1: a
-last sweep goes back over what L2 still holds, so that memory is read once; of rows that are too wide to fit there for
-all processors, fewer are at work.
-Else seven numbers a row are saved: M_s, M_t, log2 Z_s, log2 Z_t, two means, log2 sum e^{s - M_s} for CE. The means are
-KL(q|m) and KL(p|m) of js, and twice A / (T Z_x) else: in log x - log y - KL the log Z then need not cancel.
-A class of probability 0 adds 0, whatever the other side is, but in a row whose divergence is NaN: its means are too.
+last sweep goes back over what L2 still holds, so that memory is read once; of rows too wide to fit there for all
+processors, fewer are at work. Else seven numbers a row are saved: M_s, M_t, log2 Z_s, log2 Z_t, two means,
+log2 sum e^{s - M_s} for CE. The means are KL(q|m) and KL(p|m) of js, and twice A / (T Z_x) else: in log x - log y - KL
+the log Z then need not cancel. A class of probability 0 adds 0, whatever the other side is, but in a row whose
+divergence is NaN: its means are too.
 
 Letters: N rows a group, G groups, C classes. Tiles are [R, V]: R rows, or of a wide row R lanes of V classes each.
 Every output element has one program that writes it, and sums run in a fixed order: no atomics, the same bits on every
