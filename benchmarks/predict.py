@@ -105,7 +105,7 @@ def launches_of(cell: Cell, names: Collection[str] = ()) -> list[Launch]:
             student, teacher = (torch.empty(rows, cell.sizes["classes"], dtype=dtype, device="meta") for _ in range(2))
             of_rows = KDDivergenceOptions(temperature=2.0)
             gradient = divergence.forward(student, teacher, None, None, None, of_rows, GRADIENT)[2]
-            divergence.scale(gradient, one, None, of_rows)
+            divergence.scale(gradient, one, None, of_rows.ignore_index)
         else:
             x = torch.empty(rows, cell.sizes["width"], dtype=dtype, device="meta")
             labels = torch.empty(rows, dtype=torch.int64, device="meta")

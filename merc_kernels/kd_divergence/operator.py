@@ -19,6 +19,7 @@ from merc_kernels._shared.ordinary import ordinary, ordinary_eager
 from merc_kernels.kd_divergence.options import GRADIENT, NOTHING, STATS, KDDivergenceOptions
 
 _TRITON = "merc_kernels.kd_divergence.triton.launch"
+_IGNORE_INDEX = [column.name for column in KDDivergenceOptions.columns].index("ignore_index")
 _PAYS = 1 << 21  # logits from which reading them once saves more than a launch, which counts the rows, costs
 
 
@@ -71,9 +72,8 @@ def _with_gradient(forward: Callable[..., Any]) -> Callable[..., tuple[Tensor, S
     return both
 
 
-def _scale(gradients: Sequence[Any], grad: Tensor, tensors: Sequence[Any], numbers: tuple[Any, ...]) -> None:
-    options = KDDivergenceOptions.of_numbers(numbers[:-1])
-    importlib.import_module(_TRITON).scale(gradients[0], grad, tensors[3], options)
+def _scale(gradients: Sequence[Any], grad: Tensor, tensors: Sequence[Any], numbers: Sequence[Any]) -> None:
+    importlib.import_module(_TRITON).scale(gradients[0], grad, tensors[3], numbers[_IGNORE_INDEX])
 
 
 _of_a_student = {"triton": with_gradients(_with_gradient(_operator.forward["triton"]), _scale)}

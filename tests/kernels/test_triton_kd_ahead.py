@@ -55,7 +55,7 @@ def run(student: Tensor, teacher: Tensor, options: dict, upstream: float = 1.0) 
     temperatures = o["temperature"].to(accumulate) if per_row else None
     weights = None if o["row_weights"] is None else o["row_weights"].to(accumulate)
     loss, _, gradient = launch.forward(student, teacher, temperatures, o["labels"], weights, of_call, GRADIENT)
-    launch.scale(gradient, torch.tensor(upstream, dtype=accumulate), o["labels"], of_call)
+    launch.scale(gradient, torch.tensor(upstream, dtype=accumulate), o["labels"], o["ignore_index"])
     return [loss, gradient]
 
 

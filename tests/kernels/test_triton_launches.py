@@ -110,7 +110,7 @@ def divergence(driver):
         options = KDDivergenceOptions(**chosen | numbers)
         if ahead:
             loss, _, gradient = kernels.forward(*pair, *some, options, GRADIENT)
-            kernels.scale(gradient, loss, some[1], options)
+            kernels.scale(gradient, loss, some[1], options.ignore_index)
             return
         loss, divisor, saved = kernels.forward(*pair, *some, options, STATS)
         kernels.backward(loss, divisor, saved, *pair, *some, options, (True, everything))

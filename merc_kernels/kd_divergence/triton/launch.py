@@ -197,7 +197,7 @@ def backward(
     return of_student, of_teacher
 
 
-def scale(gradient: Tensor, grad: Tensor, labels: Tensor | None, options: KDDivergenceOptions) -> None:
+def scale(gradient: Tensor, grad: Tensor, labels: Tensor | None, ignore_index: int) -> None:
     """Multiply the student's gradient, as `forward` wrote it, by that of the loss: in its place, unless it is 1."""
     rows, classes = gradient.shape[-2:]
     groups = gradient.shape[0] if gradient.dim() == 3 else 1
@@ -216,7 +216,7 @@ def scale(gradient: Tensor, grad: Tensor, labels: Tensor | None, options: KDDive
             rows,
             groups,
             classes,
-            options.ignore_index,
+            ignore_index,
             tiles,
             TILES=a_row,
             BLOCK_N=of.rows,
