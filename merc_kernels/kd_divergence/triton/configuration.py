@@ -42,7 +42,7 @@ def blocks(classes: int, accumulate: torch.dtype, backward: bool) -> Blocks:
     # Narrow rows share a program, or its threads would idle. Where rows are not aligned, each of a thread's elements
     # is in a row of its own, whose numbers it holds: few a thread.
     rows = (256 if double else 512) // block if block < 256 else 1
-    return Blocks(rows, block, 4 if block <= 1024 else 8, 255 if double else None)
+    return Blocks(rows, block, 4 if block <= 1024 else 8 if block <= 2048 else 16, 255 if double else None)
 
 
 def widest(accumulate: torch.dtype) -> int:
