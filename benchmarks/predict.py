@@ -29,10 +29,12 @@ from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton import call as focal_call
 from merc_kernels.focal_contrastive.triton import launch as focal
 from merc_kernels.focal_contrastive.triton import source_gradient
-from merc_kernels.kd_divergence.options import KDDivergenceOptions
+from merc_kernels.kd_divergence.options import GRADIENT, KDDivergenceOptions
+from merc_kernels.kd_divergence.triton import configuration
 from merc_kernels.kd_divergence.triton import launch as divergence
 
 CLOCK, PROCESSORS, L2, HBM = 1.7e9, 132, 6.0e12, 3.0e12  # an H100: Hz, count, bytes a second
+L2_HOLDS = 50 << 20  # bytes
 LANES = {"fp32": 128, "imad": 64, "fp64": 64, "select": 64, "integer": 64, "special": 16, "shuffle": 32}  # a clock
 ISSUED, SHARED_BYTES = 4, 128  # instructions of a warp, bytes, a clock
 PRODUCTS = {"HGMMA.BF16": 2048, "HGMMA.F16": 2048, "HGMMA.TF32": 1024, "HMMA.BF16": 1024, "HMMA.TF32": 512}
@@ -42,8 +44,9 @@ HELD = {"registers": 65536, "shared": 228 << 10, "warps": 64}  # by a processor
 LOOPS = {
     "pair_sums_kernel": ("tiles", "chunks"),
     "pair_gradient_kernel": ("tiles", "chunks"),
-    "forward_kernel": ("TILES",),
+    "forward_kernel": ("turns", "TILES"),
 }
+AT_ONCE = ("scale_kernel",)  # they read the gradient of 1 that loss.backward() gives, and return
 BUDGET = ("registers", "spilled", "shared", "instructions")
 
 
@@ -88,6 +91,8 @@ def recorded(names: Collection[str]) -> Iterator[list[Launch]]:
         stack.enter_context(mock.patch.object(JITFunction, "run", kept))
         stack.enter_context(mock.patch.object(source_gradient, "_product", product))
         stack.enter_context(mock.patch.object(focal_call, "processors", return_value=PROCESSORS))
+        of = configuration.Chip(PROCESSORS, L2_HOLDS)
+        stack.enter_context(mock.patch.object(divergence, "chip", return_value=of))
         yield launches
 
 
@@ -99,9 +104,8 @@ def launches_of(cell: Cell, names: Collection[str] = ()) -> list[Launch]:
         if cell.subject == "kd_divergence":
             student, teacher = (torch.empty(rows, cell.sizes["classes"], dtype=dtype, device="meta") for _ in range(2))
             of_rows = KDDivergenceOptions(temperature=2.0)
-            _, divisor, saved = divergence.forward(student, teacher, None, None, None, of_rows, 1)
-            wanted = (True, False)
-            divergence.backward(one, divisor, saved, student, teacher, None, None, None, of_rows, wanted)
+            gradient = divergence.forward(student, teacher, None, None, None, of_rows, GRADIENT)[2]
+            divergence.scale(gradient, one, None, of_rows.ignore_index)
         else:
             x = torch.empty(rows, cell.sizes["width"], dtype=dtype, device="meta")
             labels = torch.empty(rows, dtype=torch.int64, device="meta")
@@ -111,6 +115,24 @@ def launches_of(cell: Cell, names: Collection[str] = ()) -> list[Launch]:
             kept = (divisor, z, norms, stats, index)
             focal.backward(one, *kept, x, *alone, of_pairs, (True, False, False, False), all_anchors=False)
     return launches
+
+
+def memory_traffic(launch: Launch) -> float:
+    """Bytes from and to HBM: each tensor once, and what a second sweep over wide rows no longer finds in L2.
+
+    It goes back from where the first ended, while every program is in a row of its own: of these rows L2 holds the part
+    read last, as much as it has room for.
+    """
+    if launch.name in AT_ONCE:
+        return 0.0
+    tensors = {id(x): x for x in launch.arguments.values() if isinstance(x, torch.Tensor)}
+    moved = float(sum(x.numel() * x.itemsize for x in tensors.values()))
+    if launch.arguments.get("student_grad_ptr") is not None and launch.arguments["LANES"] > 1:
+        pairs = [launch.arguments[name] for name in ("student_ptr", "teacher_ptr")]
+        row = sum(x.shape[-1] * x.itemsize for x in pairs)
+        missed = max(0.0, 1 - L2_HOLDS / (launch.programs * row))
+        moved += missed * sum(x.numel() * x.itemsize for x in pairs)
+    return moved
 
 
 def kernel_row(launch: Launch) -> dict[str, Any]:
@@ -123,7 +145,8 @@ def kernel_row(launch: Launch) -> dict[str, Any]:
         HELD["shared"] // (shared + 1024),
         HELD["warps"] // warps,
     )
-    lengths = [int(launch.arguments[name]) for name in LOOPS.get(launch.name, ())]
+    turns = -(-launch.arguments.get("blocks", 0) // launch.programs)  # of a program
+    lengths = [int((launch.arguments | {"turns": turns})[name]) for name in LOOPS.get(launch.name, ())]
     bodies = [(kernel.outside, 1)]
     for body in kernel.loops:
         times = 1
@@ -156,10 +179,9 @@ def kernel_row(launch: Launch) -> dict[str, Any]:
     busy = max(product, rest) if overlaps else max(product, hidden) + rest - hidden
     bound = max(others, key=lambda unit: microseconds[unit])
     bound = f"tensor, then {bound}" if not overlaps else "tensor" if product > rest else bound
-    tensors = {id(x): x for x in launch.arguments.values() if isinstance(x, torch.Tensor)}
     microseconds["shared"] += factors
     microseconds["L2"] = 1e6 * moved / L2
-    microseconds["HBM"] = 1e6 * sum(x.numel() * x.itemsize for x in tensors.values()) / HBM
+    microseconds["HBM"] = 1e6 * memory_traffic(launch) / HBM
     for unit in ("shared", "L2", "HBM"):
         if microseconds[unit] > busy:
             busy, bound = microseconds[unit], unit

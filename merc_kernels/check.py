@@ -6,6 +6,7 @@ python -m merc_kernels.check
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from merc_kernels._shared import backends, default, first_use
 from merc_kernels.focal_contrastive import trial as contrastive_trial
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.kd_divergence import trial as divergence_trial
-from merc_kernels.kd_divergence.options import KDDivergenceOptions
+from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CONTRASTIVE = (
@@ -24,7 +25,11 @@ CONTRASTIVE = (
     FocalContrastiveOptions(focal="probability", detach_focal=False),
     FocalContrastiveOptions(normalize=False, gamma=0.0),
 )
-DIVERGENCE = tuple(KDDivergenceOptions(direction=direction) for direction in ("forward", "reverse", "js"))
+DIVERGENCE = tuple(
+    KDDivergenceOptions(direction=direction, teacher_grad=teacher_grad)
+    for direction in get_args(Direction)
+    for teacher_grad in (False, True)
+)
 WIDTHS = {"focal_contrastive": (64, 256, 768), "kd_divergence": (7, 32000)}
 ROWS = {"focal_contrastive": (256, 512, 1024, 2048, 4096), "kd_divergence": (64, 512, 4096)}
 SECONDS = 0.2  # of timing a call

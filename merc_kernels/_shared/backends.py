@@ -81,7 +81,8 @@ class Call(NamedTuple):
     Attributes:
         tensor: the first, for dtype and device.
         rows: of a group, with prototypes and refs; None in a trace.
-        pairs: about how many elements the matrix has that the plain form of the contrastive loss would hold.
+        pairs: about how many elements the matrix has that the plain form of the contrastive loss would hold; of the
+            divergence the student's logits, 0 in a trace.
         loss: the public function, which a first use tries.
         problem: the small problem that it is tried on.
         path: what distinguishes the call's kernels from others of the operator.
@@ -194,7 +195,7 @@ def default_backend(
         device: such as ``"cpu"`` or ``"cuda"``.
         dtype: of the embeddings or logits.
         rows: N; with refs or prototypes, those too.
-        width: D, or the number of classes; the rule does not look at it yet.
+        width: D, or the number of classes.
         capability: of the GPU, such as ``(9, 0)``; None takes that of the GPU that is here.
 
     Returns:
@@ -219,7 +220,8 @@ def default_backend(
         capability = (int(capability[0]), int(capability[1]))
     else:
         capability = None
-    return default.choose(operator, place.type, dtype, rows, rows * rows, capability, built())
+    pairs = rows * (width if operator == "kd_divergence" else rows)
+    return default.choose(operator, place.type, dtype, rows, pairs, capability, built())
 
 
 def takes(name: str, device: str) -> bool:

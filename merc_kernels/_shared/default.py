@@ -12,6 +12,7 @@ import torch
 PAIRS = 1 << 26  # of rows: from there on the plain form's N x N memory matters more than its few launches
 LAUNCH_BOUND = 2048  # rows of the contrastive loss up to which launches, not products, take the time
 LAUNCH_BOUND_IEEE = 4096  # the same in float32 without tensor cores
+LOGITS = 1 << 26  # of the student, from where on Triton's fewer bytes save more than its launches cost the host
 PLAIN_BOUND = 1024  # rows up to which the plain form has fewer launches than Triton
 CAPABILITY = (8, 0)  # the oldest whose tensor cores and shared memory the fused kernels fit
 
@@ -62,7 +63,8 @@ def choose(
         device: the type of the tensors' device.
         dtype: the one that the products are computed in.
         rows: of a group, with its prototypes and refs; None in a trace, where no choice may depend on them.
-        pairs: of rows over all groups, which the plain form of the contrastive loss would hold at once.
+        pairs: of rows over all groups, which the plain form of the contrastive loss would hold at once; logits of the
+            divergence, 0 in a trace.
         capability: of the GPU; None elsewhere.
         built: what this install can run.
     """
@@ -77,6 +79,8 @@ def choose(
     if not (cuda or built.triton):
         return plain(operator, pairs, "there is neither Triton nor a CUDA kernel for this GPU")
     if operator == "kd_divergence":
+        if built.triton and pairs >= LOGITS:
+            return Default("triton", "of 2^26 logits or more it reads each once")
         return Default("cuda", "its launches are cheaper") if cuda else Default("triton", "no CUDA kernel is built")
     assert operator == "focal_contrastive", f"no rule for {operator}"
     if not built.triton:

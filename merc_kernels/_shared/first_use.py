@@ -81,7 +81,8 @@ def _results(loss: Loss, inputs: dict[str, Tensor], options: dict[str, object], 
     leaves = {n: x.detach().requires_grad_() if x.is_floating_point() else x for n, x in inputs.items()}
     value = loss(**leaves, **options, backend=backend)
     wanted = [x for x in leaves.values() if x.requires_grad]
-    return [value.detach(), *torch.autograd.grad(value, wanted, value.new_tensor(_SCALE))]
+    gradients = torch.autograd.grad(value, wanted, value.new_tensor(_SCALE), materialize_grads=True)
+    return [value.detach(), *gradients]
 
 
 def _error(actual: Tensor, truth: Tensor) -> float:

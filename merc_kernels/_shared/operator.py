@@ -229,11 +229,14 @@ def _function(described: Description, operator: Any, gradients: Any) -> Callable
     return torch_private.apply_of(Fused)
 
 
-def with_gradients(both: Callable[..., tuple[Tensor, Sequence[Tensor | None]]]) -> Callable[..., Tensor]:
+def with_gradients(
+    both: Callable[..., tuple[Tensor, Sequence[Tensor | None]]], in_place: Callable[..., None] | None = None
+) -> Callable[..., Tensor]:
     """A Function whose forward pass makes the gradients as well, for a gradient of the loss of 1.
 
     It takes the tensors, and then the numbers as one tuple. ``both`` takes the tensors, the numbers, and which tensors
-    need a gradient; it gives the loss, and for every tensor its gradient or None.
+    need a gradient; it gives the loss, and for every tensor its gradient or None. Where the host cannot look at the
+    loss's own gradient, ``in_place`` multiplies those gradients by it: of them, it, the tensors and the numbers.
     """
 
     class FusedWithGradients(torch.autograd.Function):
@@ -252,8 +255,11 @@ def with_gradients(both: Callable[..., tuple[Tensor, Sequence[Tensor | None]]]) 
             gradients, ctx.gradients = ctx.gradients, None
             if gradients is None:
                 gradients = both(ctx.saved_tensors, ctx.numbers, ctx.needs_input_grad)[1]
-            if not (checks.eager(grad) and grad.item() == 1):  # as they are, they are their owner's
-                ctx.gradients, gradients = gradients, [None if x is None else x * grad for x in gradients]
+            plain = checks.eager(grad) and not torch_private.no_memory(grad)
+            if plain and in_place is not None:  # as they are then, they are their owner's
+                in_place(gradients, grad, ctx.saved_tensors, ctx.numbers)
+            elif not (plain and grad.item() == 1):
+                ctx.gradients, gradients = gradients, [None if x is None else (x * grad).to(x.dtype) for x in gradients]
             if torch.is_grad_enabled():
                 inputs = (grad, *ctx.saved_tensors)
                 gradients = [None if x is None else differentiable_once(x, inputs) for x in gradients]

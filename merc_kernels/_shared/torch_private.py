@@ -19,7 +19,8 @@ def _find(path: str) -> Any:
     return found
 
 
-def _no_memory(tensor: Tensor) -> bool:
+def no_memory(tensor: Tensor) -> bool:
+    """Whether a tensor stands for others, as in what `is_grads_batched` makes of a backward pass."""
     try:
         tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):
@@ -37,7 +38,7 @@ def _key_sets() -> dict[str, Any]:
 
 FALLBACKS: dict[str, Any] = {
     "transform": lambda: None,  # torch itself then says that a fused operator has no such derivative
-    "is_wrapped": _no_memory,
+    "is_wrapped": no_memory,
     "past_autograd": contextlib.nullcontext,  # inside an autograd.Function the registered autograd is idle
     "modes": lambda: 1,  # there may be one
     "key_sets": {},

@@ -8,6 +8,7 @@ from merc_kernels._shared.options import Options
 
 Direction = Literal["forward", "reverse", "js"]
 Reduction = Literal["batchmean", "sum", "none"]
+NOTHING, STATS, GRADIENT = range(3)  # what the forward pass saves
 
 
 @dataclass(frozen=True, kw_only=True)

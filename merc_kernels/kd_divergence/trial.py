@@ -22,7 +22,8 @@ def call(
 ) -> backends.Call:
     """Of these tensors; ``loss`` is the public function."""
     classes = student.shape[-1]
-    path = (options.direction, f"C {classes}")
+    ahead = options.reduction != "none" and not options.teacher_grad  # where one pass may give value and gradient
+    path = (options.direction, f"C {classes}", *(["ahead"] if ahead else []))
     chosen: dict[str, object] = {"direction": options.direction, "temperature": 2.0, "beta": options.beta}
 
     def problem() -> first_use.Problem:
@@ -34,8 +35,9 @@ def call(
         names = ("student_logits", "teacher_logits")
         tensors = {name: x.to(student) for name, x in zip(names, logits, strict=True)}
         tensors["labels"] = targets.to(student.device)
-        more = {"ce_weight": 0.5, "teacher_grad": True, "ignore_index": options.ignore_index, "reduction": "sum"}
-        return first_use.Problem(tensors, {**chosen, **more})
+        more = {"ce_weight": 0.5, "teacher_grad": not ahead, "ignore_index": options.ignore_index}
+        return first_use.Problem(tensors, {**chosen, **more, "reduction": "sum"})
 
-    rows = None if torch.compiler.is_compiling() else student.shape[-2]
-    return backends.Call(student, rows, 0, loss, problem, path)
+    compiling = torch.compiler.is_compiling()
+    rows, count = (None, 0) if compiling else (student.shape[-2], student.numel())
+    return backends.Call(student, rows, count, loss, problem, path)

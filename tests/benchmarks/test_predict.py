@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -15,6 +16,7 @@ from benchmarks.goals import PREDICTED, focal
 from benchmarks.report import predictions
 
 COMMITTED = json.loads(PREDICTED.read_text())
+TENSORS = ("student", "teacher", "student_grad")
 MORE = 1.03  # instructions, registers, shared memory; spills never
 ACCEPT = "where that is meant: python -m benchmarks.predict --write, then make docs"
 
@@ -66,6 +68,14 @@ def test_a_kernel_that_costs_more_is_named_with_what_accepts_it():
     (line,) = over_budget(before | {"instructions": [50, 440]}, before)
     assert line.startswith("k: instructions of loop 0 440, committed 400; where that is meant: python -m")
     assert len(over_budget(before | {"spilled": 8, "registers": 110}, before)) == 2
+
+
+@pytest.mark.parametrize(("programs", "bytes_a_pair"), [(100, 6), (200, 6), (400, 8)])
+def test_a_second_sweep_finds_in_l2_what_it_has_room_for(programs, bytes_a_pair):
+    logits = {f"{name}_ptr": torch.empty(1000, 1 << 16, dtype=torch.bfloat16, device="meta") for name in TENSORS}
+    launch = predict.Launch("forward_kernel", programs, {**logits, "LANES": 512})  # rows of 256 KiB
+    assert predict.memory_traffic(launch) == bytes_a_pair * 1000 << 16
+    assert predict.memory_traffic(launch._replace(name="scale_kernel")) == 0
 
 
 def test_every_cell_is_committed_and_says_that_it_is_predicted():

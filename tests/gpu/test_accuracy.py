@@ -137,6 +137,32 @@ def test_divergence(classes, dtype, direction, backend):
                 assert_accurate(value, near, exact, f"{reduction} {name}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [7, 1000, 32000, 32001])
+@pytest.mark.parametrize("direction", divergence.DIRECTIONS)
+def test_divergence_of_a_student_alone(classes, dtype, direction, backend):
+    """Whose gradient the forward pass may write: for a gradient of 1, and for another, which is a power of 2."""
+    rows = 70
+    pair = divergence.logits(rows, classes, dtype=dtype), divergence.logits(rows, classes, dtype=dtype)
+    options = {"labels": torch.arange(rows) % classes, "direction": direction, "ce_weight": 0.4, "beta": 0.3}
+    options["labels"][5] = -100
+    student, teacher = pair[0].cuda().requires_grad_(), pair[1].cuda()
+    for reduction, scale in (("batchmean", 1.0), ("sum", -4.0)):
+        upstream, options["reduction"] = torch.tensor(scale, dtype=divergence.accumulate(*pair)), reduction
+        truth = divergence.plain(*pair, upstream, doubled=True, **options)
+        plain = [plain_divergence_in_some_order(*pair, upstream, **options) for _ in range(ORDERS)]
+        loss = kd_divergence(student, teacher, **options | {"labels": options["labels"].cuda()}, backend=backend)
+        gradients = [torch.autograd.grad(loss, student, upstream.cuda(), retain_graph=True)[0] for _ in range(2)]
+        assert torch.equal(*gradients)
+        for name, value, near, exact in zip(
+            ("loss", "student"), (loss.detach(), gradients[0]), zip(*plain, strict=True), truth, strict=False
+        ):
+            if dtype == torch.float64:
+                assert_equal_fp64(value.cpu(), exact, f"{reduction} {name}")
+            else:
+                assert_accurate(value.cpu(), near, exact, f"{reduction} {name}")
+
+
 @pytest.mark.parametrize("direction", divergence.DIRECTIONS)
 @pytest.mark.parametrize("classes", [7, 300, 9000])
 def test_divergence_of_large_logits(classes, direction, backend):

@@ -18,16 +18,19 @@ from merc_kernels.focal_contrastive.triton import stats as of_numbers
 from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
 from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
 from merc_kernels.kd_divergence.options import Direction, KDDivergenceOptions
-from merc_kernels.kd_divergence.triton import launch as kd_divergence
-from merc_kernels.kd_divergence.triton.kernels import backward_kernel, forward_kernel
+from merc_kernels.kd_divergence.triton import ahead
+from merc_kernels.kd_divergence.triton import configuration as kd_divergence
+from merc_kernels.kd_divergence.triton.backward import backward_kernel
+from merc_kernels.kd_divergence.triton.forward import forward_kernel
 
 _TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PAIRS = (*((dtype, dtype) for dtype in _TYPES), (torch.bfloat16, torch.float32))
 _LONG = ("classes", "ignore_index", "counted")
-_LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr")
+_LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr", "counts_ptr")
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _DIVERGENCE = (forward_kernel, backward_kernel)
 _WIDEST = 512  # wider rows have its tiles
+_WIDE = (1 << 14, 1 << 16, 1 << 17)  # rows that the divergence sweeps with 8, 16 and 32 warps
 _ARCHITECTURES = (80, 90, 100)
 
 
@@ -44,37 +47,74 @@ class Configuration(NamedTuple):
 
 def kd_divergence_configurations() -> Iterator[Configuration]:
     """Each kernel, pair of dtypes, tile and direction: with every option and with none, rows aligned or not."""
-    widths = (8 << i for i in range(10))
-    for kernel, pair, width, direction in itertools.product(_DIVERGENCE, _PAIRS, widths, get_args(Direction)):
-        student, teacher = pair
-        accumulate = torch.float64 if torch.float64 in pair else torch.float32
-        blocks = kd_divergence.blocks(width, accumulate, kernel is backward_kernel)
+    directions = get_args(Direction)
+    for backward, pair, width in itertools.product((False, True), _PAIRS, (8 << i for i in range(10))):
+        accumulate = _accumulate(pair)
+        blocks = kd_divergence.blocks(width, accumulate, backward)
         if blocks.classes != width:
             continue
-        pointees = {"student_ptr": student, "student_grad_ptr": student}
-        pointees |= {"teacher_ptr": teacher, "teacher_grad_ptr": teacher}
-        widest = kd_divergence.blocks(2 * width, accumulate, kernel is backward_kernel) == blocks
-        for tiles, whole, aligned in itertools.product((1, 3) if widest else (1,), (True, False), (True, False)):
-            constants: dict[str, Any] = {
-                "DIRECTION": direction,
-                "CE": whole,
-                "SCALE_BY_T2": True,
-                "PARTIAL": True,
-                "REPEATS": 4 if whole else 1,
-                "TILES": tiles,
-                "BLOCK_N": blocks.rows,
-                "BLOCK_C": blocks.classes,
-            }
-            if not whole:
-                constants |= dict.fromkeys(("temperature_ptr", "labels_ptr", "weights_ptr", "teacher_grad_ptr"))
-                constants |= {"groups": 1}
-            repeats = constants["REPEATS"] if kernel is backward_kernel else 1
-            constants |= {"num_warps": blocks.warps, "maxnreg": kd_divergence.registers(accumulate, repeats)}
-            tiled = ("stride_sg", "stride_sn", "stride_tg", "stride_tn", "classes") if aligned else ()
-            yield _configuration(kernel, accumulate, pointees, constants, tiled)
+        for direction, every, aligned in itertools.product(directions, (True, False), (True, False)):
+            for tiles in (1, 3) if backward and kd_divergence.blocks(2 * width, accumulate, True) == blocks else (1,):
+                yield from _divergence(backward, pair, direction, blocks, tiles, every, every, aligned)
+    for pair, direction, ce, aligned in itertools.product(_PAIRS, directions, (False, True), (True, False)):
+        of = (_accumulate(pair), min(x.itemsize for x in pair), direction == "forward" and not ce, aligned)
+        for blocks in dict.fromkeys(kd_divergence.wide_blocks(width, *of) for width in _WIDE):
+            for every in (True,) if ce else (False, True):
+                yield from _divergence(False, pair, direction, blocks, 3, every, ce, aligned)
     for accumulate, counts in itertools.product((torch.float64, torch.float32), (True, False)):
         constants = {"COUNTS": counts, "BLOCK": reduction.REDUCE_BLOCK, "num_warps": reduction.REDUCE_WARPS}
         yield _configuration(reduction.reduce_kernel, accumulate, {}, constants)
+    constants = {"COUNTS": ahead.COUNTS, "BLOCK": ahead.COUNT_BLOCK}
+    yield _configuration(ahead.count_kernel, torch.float32, {}, constants)
+    for dtype, width, labelled in itertools.product(_TYPES, (8, 256, 2048), (True, False)):
+        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        of = kd_divergence.blocks(width, accumulate, backward=True)
+        constants = {"TILES": 3, "BLOCK_N": of.rows, "BLOCK_C": of.classes, "num_warps": of.warps}
+        constants |= {} if labelled else {"labels_ptr": None}
+        yield _configuration(ahead.scale_kernel, accumulate, {"student_grad_ptr": dtype}, constants, ("classes",))
+
+
+def _accumulate(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _divergence(
+    backward: bool,
+    pair: tuple[torch.dtype, torch.dtype],
+    direction: str,
+    blocks: kd_divergence.Blocks,
+    tiles: int,
+    every: bool,
+    ce: bool,
+    aligned: bool,
+) -> Iterator[Configuration]:
+    """With ``every`` argument that may be absent; of the forward pass what saves numbers, and what writes gradients."""
+    pointees = dict(zip(("student_ptr", "teacher_ptr"), pair, strict=True))
+    pointees |= dict(zip(("student_grad_ptr", "teacher_grad_ptr"), pair, strict=True))
+    constants: dict[str, Any] = {
+        "DIRECTION": direction,
+        "CE": ce,
+        "SCALE_BY_T2": True,
+        "PARTIAL": True,
+        "REPEATS": 4 if every else 1,
+        "COUNTS": ahead.COUNTS,
+        "TILES": tiles,
+        "BLOCK_N": blocks.rows,
+        "BLOCK_C": blocks.classes,
+        "LANES": blocks.lanes,
+        "VECTORS": aligned,
+        "num_warps": blocks.warps,
+        "maxnreg": 255 if backward and every else blocks.registers,
+    }
+    if not every:
+        absent = ("temperature_ptr", "labels_ptr", "weights_ptr", "teacher_grad_ptr", "counts_ptr")
+        constants |= dict.fromkeys(absent) | {"groups": 1}
+    multiples = ("stride_sg", "stride_sn", "stride_tg", "stride_tn", "classes") if aligned else ()
+    if backward:
+        yield _configuration(backward_kernel, _accumulate(pair), pointees, constants, multiples)
+        return
+    for saved in ({"student_grad_ptr": None, "counts_ptr": None}, {"saved_ptr": None}):
+        yield _configuration(forward_kernel, _accumulate(pair), pointees, constants | saved, multiples)
 
 
 def focal_contrastive_configurations() -> Iterator[Configuration]:

@@ -60,7 +60,13 @@ def test_float32_that_may_round_to_tf32_moves_to_triton_earlier():
 )
 def test_the_divergence_on_a_gpu(capability, built, name):
     for rows in (1, 1 << 20):
-        assert default.choose("kd_divergence", "cuda", FP32, rows, 0, capability, built).backend == name
+        assert default.choose("kd_divergence", "cuda", FP32, rows, 7 * rows, capability, built).backend == name
+
+
+@pytest.mark.parametrize(("logits", "built", "name"), [(1 << 26, ALL, "triton"), (1 << 26, NO_TRITON, "cuda")])
+def test_the_divergence_of_many_logits_on_a_gpu(logits, built, name):
+    assert default.choose("kd_divergence", "cuda", BF16, 8192, logits, H100, built).backend == name
+    assert default.choose("kd_divergence", "cuda", BF16, 8192, logits - 1, H100, built).backend == "cuda"
 
 
 def test_elsewhere():

@@ -256,3 +256,12 @@ def test_what_is_written_after_the_forward_pass(reduction):
             arguments[name].fill_(7)
             with pytest.raises(RuntimeError, match="inplace operation"):
                 torch.autograd.grad(value, leaf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_batch_of_gradients(dtype):
+    x = torch.randn(6, 4, dtype=dtype, requires_grad=True)
+    many = torch.tensor([1.0, -2.0])
+    for loss in (focal_contrastive_loss(x, torch.arange(6) % 2), kd_divergence(x, torch.randn(6, 4))):
+        batch = torch.autograd.grad(loss, x, many, is_grads_batched=True, retain_graph=True)[0]
+        assert torch.equal(batch, many.to(dtype)[:, None, None] * torch.autograd.grad(loss, x)[0])

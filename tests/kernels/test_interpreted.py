@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 TESTS = [
     HERE / "test_triton_focal_contrastive.py",
     HERE / "test_triton_kd_divergence.py",
+    HERE / "test_triton_kd_ahead.py",
     f"{HERE / 'test_learned_temperature.py'}::TestInterpreted",
 ]
 

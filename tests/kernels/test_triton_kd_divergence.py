@@ -92,7 +92,7 @@ def upstream_of(loss: Tensor) -> Tensor:
     return torch.linspace(-1.3, 1.7, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
 
 
-def truth_of(student, teacher, options, dtype=None) -> list[Tensor]:
+def truth_of(student, teacher, options, dtype=None, upstream=None) -> list[Tensor]:
     student, teacher = (x.detach().to(dtype or x.dtype).requires_grad_() for x in (student, teacher))
     if dtype is not None:
         options = {k: v.to(dtype) if isinstance(v, Tensor) and k != "labels" else v for k, v in options.items()}
@@ -101,7 +101,8 @@ def truth_of(student, teacher, options, dtype=None) -> list[Tensor]:
         good = (labels >= 0) & (labels < student.shape[-1])
         options = options | {"labels": torch.where(good, labels, ignored)}
     loss = reference.kd_divergence(student, teacher, teacher_grad=True, **options)
-    return [loss.detach(), *torch.autograd.grad(loss, (student, teacher), upstream_of(loss))]
+    grad = upstream_of(loss) if upstream is None else torch.full_like(loss, upstream)
+    return [loss.detach(), *torch.autograd.grad(loss, (student, teacher), grad)]
 
 
 def accurate(actual: Tensor, plain: Tensor, truth: Tensor, name: str = "") -> None:
@@ -203,8 +204,9 @@ class TestValues:
         assert [divisor(labels, reduction)[0] for reduction in REDUCTIONS] == [1, 1, 3]
         assert [divisor(None, reduction)[0] for reduction in REDUCTIONS] == [1, 1, 6]
         assert divisor(labels, "batchmean") == (3, (0,))
-        with pytest.raises(ValueError, match="save: expected 0 or 1, got 2"):
-            divisor(labels, "batchmean", save=2)
+        for save, reduction in ((3, "batchmean"), (2, "none")):
+            with pytest.raises(ValueError, match=f"save: expected 0, 1, or 2 with .* a scalar, got {save}"):
+                divisor(labels, reduction, save)
 
     def test_what_does_not_fit_is_refused(self, kernels):
         rest = (KDDivergenceOptions(ce_weight=0.7), 0)

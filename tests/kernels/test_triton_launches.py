@@ -71,18 +71,22 @@ def contrastive(driver):
 
 @pytest.fixture
 def divergence(driver):
-    """Forward and backward pass of the divergence."""
-    from merc_kernels.kd_divergence.options import KDDivergenceOptions
+    """Forward and backward pass of the divergence; with ``ahead`` the first writes the student's gradient."""
+    from merc_kernels.kd_divergence.options import GRADIENT, STATS, KDDivergenceOptions
     from merc_kernels.kd_divergence.triton import launch as kernels
 
-    def both(rows, classes, dtype, everything=False, **numbers):
+    def both(rows, classes, dtype, everything=False, ahead=False, **numbers):
         pair = torch.zeros(rows, classes, dtype=dtype), torch.zeros(rows, classes, dtype=dtype)
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         ones, labels = torch.ones(rows, dtype=accumulate), torch.zeros(rows, dtype=torch.int64)
         some = (ones, labels, ones) if everything else (None, None, None)
         chosen = {"direction": "js", "ce_weight": 0.3} if everything else {}
         options = KDDivergenceOptions(**chosen | numbers)
-        loss, divisor, saved = kernels.forward(*pair, *some, options, 1)
+        if ahead:
+            loss, _, gradient = kernels.forward(*pair, *some, options, GRADIENT)
+            kernels.scale(gradient, loss, some[1], options.ignore_index)
+            return
+        loss, divisor, saved = kernels.forward(*pair, *some, options, STATS)
         kernels.backward(loss, divisor, saved, *pair, *some, options, (True, everything))
 
     return both
@@ -102,10 +106,14 @@ def test_divergence(driver, divergence, classes, dtype):
     divergence(ROWS, classes, dtype)
     divergence(ROWS, classes, dtype, everything=True)
     assert driver()[0] - before == 3 + 3
+    divergence(ROWS, classes, dtype, ahead=True)
+    divergence(ROWS, classes, dtype, everything=True, ahead=True)  # the rows with a label are counted first
+    assert driver()[0] - before == 3 + 3 + 3 + 4
 
 
 def test_another_number_of_rows_compiles_nothing(driver, contrastive, divergence):
-    for call, width in ((contrastive, 24), (divergence, 7)):
+    ahead = functools.partial(divergence, everything=True, ahead=True)
+    for call, width in ((contrastive, 24), (divergence, 7), (ahead, 7), (ahead, 9000)):
         call(1000, width, torch.float32)
         _, before = driver()
         for rows in (1001, 1024, 16, 2, 1):

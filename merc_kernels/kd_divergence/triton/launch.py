@@ -2,43 +2,19 @@
 # mypy: disable-error-code="import-untyped,import-not-found,no-untyped-call"
 """The divergence of a student from its teacher in Triton: the operators, made of the kernels beside this file."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from merc_kernels._shared.operator import accumulate
-from merc_kernels._shared.triton.integers import cdiv, next_power_of_2
+from merc_kernels._shared.triton.integers import cdiv
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels._shared.triton.scalars import float_options
-from merc_kernels.kd_divergence.options import KDDivergenceOptions
-from merc_kernels.kd_divergence.triton.kernels import SAVED, backward_kernel, forward_kernel
-
-
-class Blocks(NamedTuple):
-    """A program's tile, and its warps."""
-
-    rows: int
-    classes: int
-    warps: int
-
-
-def blocks(classes: int, accumulate: torch.dtype, backward: bool) -> Blocks:
-    """The tile of a width: whole rows while they fit."""
-    double = accumulate == torch.float64  # two registers a number, and many more within its exponentials
-    widest = 512 if double else 2048  # what leaves room for several programs, with both gradients in registers
-    if not backward:
-        widest *= 2  # one reduction a tile: the wider, the fewer
-    block = min(max(8, next_power_of_2(classes)), widest)
-    # Narrow rows share a program, or its threads would idle. Where rows are not aligned, each of a thread's elements
-    # is in a row of its own, whose numbers it holds: few a thread.
-    rows = (256 if double else 512) // block if block < 256 else 1
-    return Blocks(rows, block, 4 if block <= 1024 else 8)
-
-
-def registers(accumulate: torch.dtype, repeats: int) -> int | None:
-    """Most registers a thread: said where ptxas, left alone, spills a few to have more programs at once."""
-    return 255 if accumulate == torch.float64 or repeats > 1 else None
+from merc_kernels.kd_divergence.options import GRADIENT, NOTHING, STATS, KDDivergenceOptions
+from merc_kernels.kd_divergence.triton.ahead import COUNT_BLOCK, COUNTS, MOST_PROGRAMS, count_kernel, scale_kernel
+from merc_kernels.kd_divergence.triton.backward import backward_kernel
+from merc_kernels.kd_divergence.triton.configuration import at_work, blocks, chip, wide_blocks, widest
+from merc_kernels.kd_divergence.triton.forward import forward_kernel
+from merc_kernels.kd_divergence.triton.rows import SAVED
 
 
 def _unit_stride(logits: Tensor) -> Tensor:
@@ -70,7 +46,12 @@ class _Call:
         self.groups = student.shape[0] if student.dim() == 3 else 1
         self.shared = teacher.dim() == 2 and self.groups > 1
         self.dtype = accumulate(student, teacher)
+        self.vectors = all(x % 16 == 0 for x in (self.classes, *_strides(student), *_strides(teacher)))
         self.blocks = blocks(self.classes, self.dtype, backward)
+        if not backward and self.classes > widest(self.dtype):
+            plain = options.direction == "forward" and options.ce_weight == 0
+            narrowest = min(student.itemsize, teacher.itemsize)
+            self.blocks = wide_blocks(self.classes, self.dtype, narrowest, plain, self.vectors)
         self.tensors = (student, teacher, temperatures, labels, weights)
         self.shape = (
             *_strides(student),
@@ -80,6 +61,7 @@ class _Call:
             self.groups,
             self.classes,
         )
+        self.ignore_index = options.ignore_index
         self.values = (float_options(options), options.ignore_index)
         self.constants = {
             "DIRECTION": options.direction,
@@ -90,6 +72,17 @@ class _Call:
             "BLOCK_C": self.blocks.classes,
             "num_warps": self.blocks.warps,
         }
+
+    def counts(self) -> Tensor | None:
+        """How many rows have a label that counts, in parts; None without labels."""
+        student, *_, labels, _ = self.tensors
+        if labels is None:
+            return None
+        counts = student.new_empty(COUNTS, dtype=torch.int64)
+        groups = self.groups if labels.dim() == 1 else 1
+        given = (labels, labels.numel(), groups, self.classes, self.ignore_index)
+        count_kernel[(COUNTS,)](counts, *given, COUNTS=COUNTS, BLOCK=COUNT_BLOCK)
+        return counts
 
 
 def _strides(logits: Tensor) -> tuple[int, int]:
@@ -105,41 +98,55 @@ def forward(
     options: KDDivergenceOptions,
     save: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ``merc::kd_divergence`` of csrc/library.cpp, with ``save`` 0 or 1.
+    """The operator ``merc::kd_divergence`` of csrc/library.cpp, in whose words ``save`` is meant.
 
-    Returns: loss; divisor; the seven numbers a row, (G N, 7), for `kd_divergence_backward`.
+    Returns: loss; divisor; the seven numbers a row, (G N, 7), for `backward`, or the student's gradient.
     """
-    if save not in (0, 1):
-        raise ValueError(f"save: expected 0 or 1, got {save}")
+    if save not in (NOTHING, STATS, GRADIENT) or (save == GRADIENT and options.reduction == "none"):
+        raise ValueError(f"save: expected 0, 1, or 2 with a reduction to a scalar, got {save}")
     call = _Call(student, teacher, row_temperature, labels, row_weights, options, backward=False)
     total = call.groups * call.rows
-    saved = student.new_empty((total, SAVED.value) if save else (0,), dtype=call.dtype)
+    if save == GRADIENT:
+        saved = student.new_empty(student.shape)
+    else:
+        saved = student.new_empty((total, SAVED.value) if save == STATS else (0,), dtype=call.dtype)
     shape = student.shape[:-1] if options.reduction == "none" else ()
     if total == 0:
         return student.new_zeros(shape, dtype=call.dtype), student.new_ones((), dtype=call.dtype), saved
-    programs = call.groups * cdiv(call.rows, call.blocks.rows)
+    row_blocks = call.groups * cdiv(call.rows, call.blocks.rows)
+    programs = row_blocks
+    if call.blocks.lanes > 1 and (save == GRADIENT or options.direction == "js"):  # it is read again
+        row_bytes = call.classes * (student.itemsize + teacher.itemsize)
+        programs = at_work(row_blocks, row_bytes, call.blocks, chip(student.device))
     loss = student.new_empty(shape, dtype=call.dtype)
-    partial = loss if options.reduction == "none" else student.new_empty((2, programs), dtype=call.dtype)
+    partial = loss if options.reduction == "none" else student.new_empty((2, row_blocks), dtype=call.dtype)
+    mean = options.reduction == "batchmean"
     with torch.cuda.device_of(student):
         forward_kernel[(programs,)](
             partial,
-            saved if save else None,
+            saved if save == STATS else None,
+            saved if save == GRADIENT else None,
+            call.counts() if save == GRADIENT and mean else None,
             *call.tensors,
             *call.shape,
             *call.values,
+            row_blocks,
+            total if mean else 1,
             PARTIAL=options.reduction != "none",
-            maxnreg=registers(call.dtype, 1),
+            COUNTS=COUNTS,
+            LANES=call.blocks.lanes,
+            VECTORS=call.vectors,
+            maxnreg=call.blocks.registers,
             **call.constants,
         )
         if options.reduction == "none":
             return loss, student.new_ones((), dtype=call.dtype), saved
         divisor = student.new_empty((), dtype=call.dtype)
-        mean = options.reduction == "batchmean"
         reduce_kernel[(1,)](
             loss,
             divisor,
             partial,
-            programs,
+            row_blocks,
             total if mean else 1,
             COUNTS=mean and labels is not None,
             BLOCK=REDUCE_BLOCK,
@@ -184,7 +191,35 @@ def backward(
             *call.shape,
             *call.values,
             REPEATS=repeats,
-            maxnreg=registers(call.dtype, repeats),
+            maxnreg=call.blocks.registers if repeats == 1 else 255,
             **call.constants,
         )
     return of_student, of_teacher
+
+
+def scale(gradient: Tensor, grad: Tensor, labels: Tensor | None, ignore_index: int) -> None:
+    """Multiply the student's gradient, as `forward` wrote it, by that of the loss: in its place, unless it is 1."""
+    rows, classes = gradient.shape[-2:]
+    groups = gradient.shape[0] if gradient.dim() == 3 else 1
+    if gradient.numel() == 0:
+        return
+    of = blocks(classes, grad.dtype, backward=True)
+    a_row = cdiv(classes, of.classes)
+    tiles = groups * cdiv(rows, of.rows) * a_row
+    labels = None if labels is None else labels.contiguous()
+    with torch.cuda.device_of(gradient):
+        scale_kernel[(min(tiles, MOST_PROGRAMS),)](
+            grad,
+            gradient,
+            labels,
+            rows if labels is not None and labels.dim() == 2 else 0,
+            rows,
+            groups,
+            classes,
+            ignore_index,
+            tiles,
+            TILES=a_row,
+            BLOCK_N=of.rows,
+            BLOCK_C=of.classes,
+            num_warps=of.warps,
+        )
