@@ -13,6 +13,7 @@ from merc_kernels._shared.triton import reduction
 from merc_kernels._shared.triton.scalars import float_options
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton import configuration as contrastive
+from merc_kernels.focal_contrastive.triton import order as of_labels
 from merc_kernels.focal_contrastive.triton import pack as of_rows
 from merc_kernels.focal_contrastive.triton import stats as of_numbers
 from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
@@ -24,6 +25,7 @@ from merc_kernels.kd_divergence.triton.kernels import backward_kernel, forward_k
 _TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PAIRS = (*((dtype, dtype) for dtype in _TYPES), (torch.bfloat16, torch.float32))
 _LONG = ("classes", "ignore_index", "counted")
+_INTEGERS = ("table_ptr", "slot_ptr", "counts_ptr")
 _LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr")
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _DIVERGENCE = (forward_kernel, backward_kernel)
@@ -80,9 +82,13 @@ def kd_divergence_configurations() -> Iterator[Configuration]:
 def focal_contrastive_configurations() -> Iterator[Configuration]:
     """Each kernel in its dtypes, tiles and variants, rows aligned or not; what takes most registers comes last."""
     blocks = {"BLOCK_N": contrastive.RANK_BLOCK, "BLOCK_M": contrastive.RANK_BLOCK}
-    yield _configuration(of_rows.rank_kernel, torch.float32, {}, blocks)
-    yield _configuration(of_rows.enter_kernel, torch.float32, {}, {"BLOCK_N": contrastive.RANK_BLOCK})
-    yield _configuration(of_rows.look_up_kernel, torch.float32, {}, {"BLOCK": contrastive.ROW_BLOCK})
+    yield _configuration(of_labels.rank_kernel, torch.float32, {}, blocks)
+    yield _configuration(of_labels.look_up_kernel, torch.float32, {}, {"BLOCK": contrastive.ROW_BLOCK})
+    for absent in ({"table_ptr": None, "slot_ptr": None}, {}):
+        of_it = contrastive.ORDER | absent
+        yield _configuration(of_labels.enter_kernel, torch.float32, {}, of_it)
+        yield _configuration(of_labels.place_kernel, torch.float32, {}, of_it | {"BLOCK_P": contrastive.RANK_BLOCK})
+    yield _configuration(of_labels.enter_kernel, torch.float32, {}, {**contrastive.ORDER, "counts_ptr": None})
     yield from _linear()
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for dtype, width in itertools.product(dtypes, (_WIDEST, 16, 32, 64, 128, 256)):
@@ -94,9 +100,10 @@ def _linear() -> Iterator[Configuration]:
     """The kernels that take a row at a time, of up to 4096 features."""
     for accumulate, some in itertools.product((torch.float64, torch.float32), (False, True)):
         block: dict[str, Any] = {"BLOCK": contrastive.ROW_BLOCK}
-        yield _configuration(of_numbers.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some})
+        yield _configuration(of_numbers.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some, "SORTED": some})
         for partial, kept in ((True, True), (True, False), (False, False)):
             constants = {**block, "SIMILARITY": some, "BOUNDED": some, "PARTIAL": partial, "KEPT": kept}
+            constants |= {"SORTED": some}
             constants |= {} if some else {"weights_ptr": None}
             yield _configuration(of_numbers.finish_kernel, accumulate, {}, constants)
     stored = [(x, x) for x in _TYPES] + [(x, torch.float32) for x in (torch.bfloat16, torch.float16)]
@@ -106,6 +113,7 @@ def _linear() -> Iterator[Configuration]:
         pointees = {"x_ptr": dtype, "z_ptr": packed, "out_ptr": dtype}
         for aligned, some in itertools.product((("stride_xg", "stride_xn", "width"), ()), (False, True)):
             arguments: dict[str, Any] = {**contrastive.row_tile(width)} | {"NORMALIZE": normalize, "SHARED": some}
+            arguments |= {"SORTED": some}
             arguments |= {} if packed == torch.float16 else {"matrix_scale_ptr": None}
             arguments |= {} if some else {"labels_ptr": None, "temperature_ptr": None}
             for precision in ("ieee", "tf32") if packed == torch.float32 else ("ieee",):
@@ -143,13 +151,14 @@ def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned
         options = tile.options() | {"WHOLE": width <= tile.width, "MATRIX": held is None}
         return options if tau else options | {"tau_ptr": None}
 
-    for step in (BOTH,) if variant.similarity else (LSE, TERMS):
+    orders = (False, True) if variant.bounded and dtype.itemsize == 2 else (False,)
+    for step, in_order in itertools.product((BOTH,) if variant.similarity else (LSE, TERMS), orders):
         for tile, architectures in _tiles(sums, width - less, _WIDEST - less):
-            arguments = absent | variant.constants() | tile | {"STEP": step.value}
+            arguments = absent | variant.constants() | tile | {"STEP": step.value, "SORTED": in_order}
             yield _configuration(pair_sums_kernel, accumulate, pointees, arguments, multiples, architectures)
-    for tau in (False,) if variant.bounded else (False, True):
+    for tau, in_order in itertools.product((False,) if variant.bounded else (False, True), orders):
         for tile, architectures in _tiles(functools.partial(gradient, tau), width - less, _WIDEST - less):
-            arguments = absent | variant.constants() | tile | {"SIMILARITY": variant.similarity}
+            arguments = absent | variant.constants() | tile | {"SIMILARITY": variant.similarity, "SORTED": in_order}
             of_it = pointees | {"out_ptr": dtype if tile["MATRIX"] else accumulate}
             yield _configuration(pair_gradient_kernel, accumulate, of_it, arguments, multiples, architectures)
 
@@ -186,7 +195,7 @@ def _configuration(
             signature[name] = _floats(KDDivergenceOptions if kernel in _DIVERGENCE else FocalContrastiveOptions)
         elif name in _LABELS:
             signature[name] = "*i64"
-        elif name == "table_ptr":
+        elif name in _INTEGERS:
             signature[name] = "*i32"
         elif name.endswith("_ptr"):
             signature[name] = "*" + _TYPES[pointees.get(name, accumulate)]

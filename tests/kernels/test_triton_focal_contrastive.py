@@ -242,6 +242,105 @@ class TestEdges:
             assert all((value == 0).all() for value in gradients(loss, *leaves))
 
 
+ORDERS = {  # labels of 300 rows
+    "six classes": torch.arange(300) * 7 % 6,
+    "one class": torch.zeros(300, dtype=torch.int64),
+    "pairs": torch.arange(300) // 2,
+    "more classes than buckets": torch.arange(300) * 7 % 70,
+    "few kept": torch.where(torch.arange(300) % 60 < 2, torch.arange(300) % 2, -100),
+    "huge and negative": torch.tensor([2**62, -7, 2**31, -(2**63), 5, -100]).repeat(50),
+}
+
+
+@pytest.mark.usefixtures("_rounded", "_poisoned")
+class TestSortedRows:
+    """Rows of 16 bits that lie sorted by label: from so many on that no other test has them."""
+
+    __test__ = INTERPRETED
+
+    @pytest.fixture(autouse=True)
+    def _always(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import call
+
+        monkeypatch.setattr(call, "SORTED_FROM", 1)
+
+    @pytest.fixture
+    def _tabled(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import launch
+
+        monkeypatch.setattr(launch, "SCANNED", 0)
+
+    @pytest.mark.parametrize("labels", ORDERS.values(), ids=ORDERS)
+    def test_labels(self, labels):
+        x = torch.randn(300, 20, dtype=torch.bfloat16, requires_grad=True)
+        focal_cases.check({"embeddings": x, "labels": labels}, fused, short_rows=True)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum", "none"])
+    @pytest.mark.parametrize(("width", "gamma", "detach_focal"), [(40, 2.0, True), (66, 2.4, False), (140, 0.0, True)])
+    def test_options(self, monkeypatch, dtype, reduction, width, gamma, detach_focal):
+        from merc_kernels.focal_contrastive.triton import source_gradient as host
+
+        if width == 66:
+            monkeypatch.setattr(host, "_STRIP_BYTES", 1)
+            monkeypatch.setattr(host, "held_tile", lambda *_: None)
+        case = {"size": (260, width), "dtype": dtype, "focal": "similarity", "gamma": gamma, "temperature": 0.07}
+        case |= {"detach_focal": detach_focal, "use": "class weights", "normalize": True, "reduction": reduction}
+        focal_cases.check(focal_cases.build(case), fused, short_rows=True)
+
+    def test_as_where_they_are_not_sorted(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import call
+
+        x, labels = rows(200, 24, torch.bfloat16), torch.randint(6, (200,))
+        value, of = gradients(fused(x, labels), x)
+        again = gradients(fused(x, labels), x)
+        assert torch.equal(value, again[0])
+        assert torch.equal(of, again[1])
+        monkeypatch.setattr(call, "SORTED_FROM", 201)
+        plain, of_plain = gradients(fused(x, labels), x)
+        torch.testing.assert_close(value, plain, rtol=1e-6, atol=0)
+        torch.testing.assert_close(of, of_plain, rtol=1e-2, atol=1e-5)
+
+    @pytest.mark.usefixtures("_tabled")
+    @pytest.mark.parametrize("labels", ORDERS.values(), ids=ORDERS)
+    def test_where_each_row_goes(self, monkeypatch, labels):
+        from merc_kernels.focal_contrastive.triton import launch
+
+        def index():
+            x = torch.randn(300, 8, dtype=torch.bfloat16)
+            return launch.forward(x, labels, *[None] * 5, FocalContrastiveOptions())[-1][0]
+
+        made = index()
+        origin, key = made >> 32, made.int()
+        named = labels[origin]
+        assert torch.equal(origin.sort().values, torch.arange(300))
+        assert torch.equal(key < 0, named == -100)
+        kept = key[key >= 0]
+        assert (kept >= 0).all()
+        assert torch.equal(key[: len(kept)], kept)  # the others come last
+        assert torch.equal(kept[:, None] == kept, named[: len(kept), None] == named[: len(kept)])
+        buckets = kept >> 26
+        assert (buckets.diff() >= 0).all()
+        assert (origin[: len(kept)].diff()[buckets.diff() == 0] > 0).all()  # in a bucket as they came
+        if labels.max() < 31:
+            assert (named[: len(kept)].diff() >= 0).all()
+        monkeypatch.setattr(launch, "SCANNED", 300)
+        assert torch.equal(index(), made)
+
+    def test_a_spoilt_row_spoils_what_depends_on_it(self):
+        x = torch.randn(200, 24, dtype=torch.bfloat16)
+        x[3] = torch.nan
+        x.requires_grad_()
+        labels = torch.arange(200) % 3
+        value, of = gradients(fused(x, labels, reduction="none"), x)
+        assert value.isnan().all()
+        assert of.isnan().any(-1).all()
+        labels[3] = -100
+        value, of = gradients(fused(x, labels, reduction="none"), x)
+        assert value.isfinite().all()
+        assert of.isfinite().all()
+
+
 @pytest.mark.usefixtures("_rounded", "_poisoned")
 class TestOperator:
     __test__ = INTERPRETED

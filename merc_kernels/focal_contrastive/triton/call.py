@@ -11,7 +11,13 @@ from torch import Tensor
 from merc_kernels._shared.triton.integers import cdiv
 from merc_kernels._shared.triton.scalars import float_options
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
-from merc_kernels.focal_contrastive.triton.configuration import Tile, Variant, architecture_of
+from merc_kernels.focal_contrastive.triton.configuration import (
+    MOST_SORTED,
+    SORTED_FROM,
+    Tile,
+    Variant,
+    architecture_of,
+)
 
 _MOST_SPLITS = 16
 
@@ -27,7 +33,7 @@ def processors(device: torch.device) -> int:
 
 
 def splits_of(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
-    """Runs of columns and tiles a run, so that ``programs`` row blocks fill the chip ``waves`` times."""
+    """Shares of the columns and tiles a share, so that ``programs`` row blocks fill the chip ``waves`` times."""
     tiles = cdiv(columns, tile.columns)
     wanted = min(cdiv(waves * processors(device), max(1, programs)), _MOST_SPLITS, tiles)
     a_run = cdiv(tiles, max(1, wanted))
@@ -61,7 +67,7 @@ class Call:
         temperature: Tensor | None,
         options: FocalContrastiveOptions,
     ) -> None:
-        embeddings, prototypes, _ = tensors
+        embeddings, prototypes, refs = tensors
         self.device = embeddings.device
         self.groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
         self.rows, self.width = embeddings.shape[-2:]
@@ -86,6 +92,10 @@ class Call:
         self.floats = float_options(options)
         self.variant = Variant.of(options, known_temperature=temperature is None)
         self.architecture = architecture_of(self.device)
+        # Not of float32: what precision its products have may change between the passes.
+        plain = self.packed_dtype.itemsize == 2 and self.variant.bounded
+        alone = self.groups == 1 and prototypes is None and refs is None
+        self.sorted = plain and alone and SORTED_FROM <= self.total <= MOST_SORTED
 
 
 def row_programs(rows: int, block: int, groups: int) -> tuple[int]:

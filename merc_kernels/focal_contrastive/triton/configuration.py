@@ -10,11 +10,13 @@ from merc_kernels._shared.triton.integers import next_power_of_2
 from merc_kernels.focal_contrastive.options import SMALLEST_BOUNDED, FocalContrastiveOptions
 
 ROW_BLOCK, RANK_BLOCK = 512, 64
+ORDER = {"BLOCK_N": RANK_BLOCK, "maxnreg": 255}  # of what sorts rows: ptxas, left alone, spills a few registers
+SORTED_FROM, MOST_SORTED = 2048, 1 << 26  # rows that are sorted by label: one launch more, and keys of 32 bits
 SCANNED = 4096  # packed rows up to which labels are named by a scan, of 32 us at most; a table takes 10, and 2 launches
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a tile of pairs, features read at a time; parts, warps, stages of the pipeline."""
+    """Rows and columns of a tile of pairs, features read at a time; parts, warps, stages of the pipeline, registers."""
 
     rows: int
     columns: int
@@ -22,12 +24,13 @@ class Tile(NamedTuple):
     parts: int
     warps: int
     stages: int
+    registers: int = 255  # at most: 128 let two programs of 8 warps share a processor
 
     def options(self) -> dict[str, int]:
         """The constants and options that a kernel of pairs takes from it."""
         blocks = {"BLOCK_N": self.rows, "BLOCK_M": self.columns, "BLOCK_D": self.width, "PARTS": self.parts}
         # ptxas, left alone, spills a few registers to have more programs at once
-        return blocks | {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
+        return blocks | {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
 class Variant(NamedTuple):
@@ -111,6 +114,8 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: in
     widest = 64 if not roomy else 256 if _aligned(width) else 128
     half_light = roomy and (variant.detach or variant.bounded)
     if variant.similarity and (variant.light or half_light) and block <= widest:
+        if variant.bounded and architecture >= 90:
+            return Tile(128, 64, block, 8, 8, 2 if block <= 128 else 1, 128)
         return Tile(128, 64, block, 4 if variant.bounded else 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
         return Tile(128, 32, block, 2, 8, 3)
@@ -127,7 +132,7 @@ def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, archi
     if dtype == torch.float64 or block > widest:
         return None
     if dtype != torch.float32 and light and (block <= 128 or architecture >= 90):
-        return Tile(64 if block == 256 and architecture == 100 else 128, 64, block, 2, 8, 2)
+        return Tile(64 if block == 256 and architecture == 100 else 128, 64, block, 4, 8, 2)
     return Tile(32, 32, block, 2, 4, 2)  # the numbers of a pair leave no room for more
 
 

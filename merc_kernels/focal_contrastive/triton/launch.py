@@ -18,8 +18,16 @@ from merc_kernels._shared.triton.integers import cdiv, next_power_of_2
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.call import Call, length, row_programs, splits_of
-from merc_kernels.focal_contrastive.triton.configuration import RANK_BLOCK, ROW_BLOCK, SCANNED, row_tile, sums_tile
-from merc_kernels.focal_contrastive.triton.pack import enter_kernel, look_up_kernel, pack_kernel, rank_kernel
+from merc_kernels.focal_contrastive.triton.configuration import (
+    ORDER,
+    RANK_BLOCK,
+    ROW_BLOCK,
+    SCANNED,
+    row_tile,
+    sums_tile,
+)
+from merc_kernels.focal_contrastive.triton.order import BUCKETS, enter_kernel, look_up_kernel, place_kernel, rank_kernel
+from merc_kernels.focal_contrastive.triton.pack import pack_kernel
 from merc_kernels.focal_contrastive.triton.source_gradient import source_gradient
 from merc_kernels.focal_contrastive.triton.stats import finish_kernel, scaled_stats_kernel
 from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
@@ -42,6 +50,7 @@ def forward(
     Returns: loss; divisor; z (G, T, D); norms (G, T); stats (G, T, 4); index (G, T), labels of the packed rows that
         fit 32 bits, -1 where they are not kept.
     """
+    labels = labels.contiguous()
     call = Call((embeddings, prototypes, refs), (labels, ref_labels), temperature, options)
     z = embeddings.new_empty((call.groups, call.total, call.width), dtype=call.packed_dtype)
     norms = z.new_empty((call.groups, call.total), dtype=call.dtype)
@@ -55,8 +64,10 @@ def forward(
     for known in (prototypes, None if class_weights is None else class_weights[:, None]):
         classes = classes if known is None else known.shape[-2]
 
-    names = index if classes >= 0 else torch.empty_like(index)
+    names = index if classes >= 0 or call.sorted else torch.empty_like(index)
     with torch.cuda.device_of(z):
+        if call.sorted:
+            _sort(call, index, labels, classes)
         tile = row_tile(call.width)
         for source in call.sources:
             if source is not None and source.rows > 0:
@@ -75,10 +86,11 @@ def forward(
                     classes,
                     options.ignore_index,
                     NORMALIZE=options.normalize,
+                    SORTED=call.sorted,
                     PRECISION=call.variant.precision,
                     **tile,
                 )
-        if classes < 0:
+        if classes < 0 and not call.sorted:
             _rank(call, index, names)
         partial, splits = _sums(call, z, index)
         programs = row_programs(call.total, ROW_BLOCK, call.groups)
@@ -88,6 +100,7 @@ def forward(
             parts,
             partial,
             index,
+            labels,
             class_weights,
             call.anchors,
             call.total,
@@ -97,6 +110,7 @@ def forward(
             BOUNDED=call.variant.bounded,
             PARTIAL=options.reduction != "none",
             KEPT=options.reduction == "batchmean",
+            SORTED=call.sorted,
             BLOCK=ROW_BLOCK,
         )
         if options.reduction != "none":
@@ -114,11 +128,28 @@ def _rank(call: Call, index: Tensor, names: Tensor) -> None:
     if call.total <= SCANNED:
         rank_kernel[programs](index, names, call.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK)
         return
+    table, slots, slot = _table(call, index)
+    enter_kernel[programs](None, table, slot, names, call.total, slots, -1, ignore_index, **ORDER)
+    look_up = row_programs(call.total, ROW_BLOCK, call.groups)
+    look_up_kernel[look_up](index, slot, table, call.total, slots, BLOCK=ROW_BLOCK)
+
+
+def _table(call: Call, index: Tensor) -> tuple[Tensor, int, Tensor]:
+    """A hash table of labels with nothing in it, how many it may hold, and room for where each row's is."""
     slots = next_power_of_2(2 * call.total)
     table = index.new_full((call.groups, slots + 1), call.total, dtype=torch.int32)
-    enter_kernel[programs](table, index, names, call.total, slots, ignore_index, BLOCK_N=RANK_BLOCK)
-    look_up = row_programs(call.total, ROW_BLOCK, call.groups)
-    look_up_kernel[look_up](index, table, call.total, slots, BLOCK=ROW_BLOCK)
+    return table, slots, torch.empty_like(index, dtype=torch.int32)
+
+
+def _sort(call: Call, index: Tensor, labels: Tensor, classes: int) -> None:
+    """Fills ``index`` with the key of each sorted row, and where it comes from."""
+    programs = row_programs(call.total, RANK_BLOCK, 1)
+    counts = index.new_empty((*programs, BUCKETS.value), dtype=torch.int32)
+    table, slots, slot = (None, 0, None) if call.total <= SCANNED else _table(call, index)
+    known = classes, call.options.ignore_index
+    enter_kernel[programs](counts, table, slot, labels, call.total, slots, *known, **ORDER)
+    steps = cdiv(programs[0], RANK_BLOCK)
+    place_kernel[programs](index, labels, counts, table, slot, call.total, steps, *known, BLOCK_P=RANK_BLOCK, **ORDER)
 
 
 def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
@@ -152,6 +183,7 @@ def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             call.floats,
             STEP=step,
             WHOLE=call.width <= tile.width,
+            SORTED=call.sorted,
             **tile.options(),
             **call.variant.constants(),
         )
@@ -194,16 +226,19 @@ def backward(
         scaled_stats_kernel[row_programs(call.total, ROW_BLOCK, call.groups)](
             scaled_stats,
             stats,
+            index,
             grad,
             divisor,
             *((0, 0) if grad.dim() == 0 else (call.rows, 1)),
             call.total,
             BOUNDED=call.variant.bounded,
+            SORTED=call.sorted,
             BLOCK=ROW_BLOCK,
         )
         matrix_scale = None
         if z.dtype == torch.float16:  # a ~ 1 / (N |P|) would be lost in it
-            largest = (scaled_stats[:, 3] * (1 + stats[..., 1])).abs().amax()
+            slopes = stats[:, index[0] >> 32, 1] if call.sorted else stats[..., 1]
+            largest = (scaled_stats[:, 3] * (1 + slopes)).abs().amax()
             matrix_scale = torch.where(largest > 0, _FLOAT16_TOP / largest, 1)
         taus: list[Tensor] = []
         for source, result in zip(call.sources, results, strict=True):

@@ -73,6 +73,7 @@ def source_gradient(
             SIMILARITY=call.variant.similarity,
             MATRIX=in_registers is None,
             WHOLE=call.width <= tile.width,
+            SORTED=call.sorted,
             **tile.options(),
             **call.variant.constants(),
         )
@@ -80,7 +81,7 @@ def source_gradient(
     whole = (call.groups, source.rows, call.width)
     if columns == 0:
         if result is not None:
-            _unpack(call, source, result, z.new_zeros((1, *whole), dtype=call.dtype), norms, matrix_scale, 0, 0)
+            _unpack(call, source, result, z.new_zeros((1, *whole), dtype=call.dtype), norms, index, matrix_scale, 0, 0)
         return
     if in_registers:
         blocks = call.groups * cdiv(source.rows, tile.rows)
@@ -88,7 +89,7 @@ def source_gradient(
         dz = None if result is None else z.new_empty((splits, *whole), dtype=call.dtype)
         launch(dz, 0, source.rows, 0, call.groups, splits, tiles)
         if result is not None and dz is not None:
-            _unpack(call, source, result, dz, norms, matrix_scale, 0, 0)
+            _unpack(call, source, result, dz, norms, index, matrix_scale, 0, 0)
         return
     splits = cdiv(columns, tile.columns)
     stride = splits * tile.columns  # of a row of the matrix, which is whole tiles
@@ -109,7 +110,7 @@ def source_gradient(
         factor = z[group : group + some, first : first + columns]
         _product(strip[..., :columns], factor, gradient[group : group + some] if shared else gradient)
         if not shared or group + some == call.groups:
-            _unpack(call, source, result, gradient[None], norms, matrix_scale, row, 0 if shared else group)
+            _unpack(call, source, result, gradient[None], norms, index, matrix_scale, row, 0 if shared else group)
 
 
 def _front(memory: Tensor, *shape: int) -> Tensor:
@@ -133,6 +134,7 @@ def _unpack(
     result: Tensor,
     dz: Tensor,
     norms: Tensor,
+    index: Tensor,
     matrix_scale: Tensor | None,
     row: int,
     group: int,
@@ -146,6 +148,7 @@ def _unpack(
         dz,
         source.x,
         norms,
+        index,
         call.temperature,
         matrix_scale,
         *source.strides(),
@@ -160,6 +163,7 @@ def _unpack(
         call.width,
         call.floats,
         SHARED=shared,
+        SORTED=call.sorted,
         NORMALIZE=call.options.normalize,
         **tile,
     )

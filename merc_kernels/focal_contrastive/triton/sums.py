@@ -24,7 +24,9 @@ from merc_kernels.focal_contrastive.triton.numbers import LN2, LOWEST, log2_per_
 from merc_kernels.focal_contrastive.triton.stats import merged
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
+    apart,
     dot,
+    extent,
     factor_options,
     labels,
     one_beside,
@@ -118,12 +120,13 @@ def pair_sums_kernel(
     BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr,
     WHOLE: tl.constexpr,  # one chunk, which stays on the chip
+    SORTED: tl.constexpr,  # by label, and BOUNDED
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Sums of BLOCK_N anchors over one run of columns."""
+    """Sums of BLOCK_N anchors over every ``splits``-th tile of columns."""
     PART: tl.constexpr = BLOCK_M // PARTS
     dtype: tl.constexpr = partial_ptr.dtype.element_ty
     start, split, g = place(rows, splits, BLOCK_N)
@@ -150,8 +153,10 @@ def pair_sums_kernel(
     if STEP == TERMS:
         row_max, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)
         log2_sum = tl.log2(tl.where(e == 0, 1.0, e))
+    if SORTED:
+        low, high = extent(row_label_ptr + row_base, start, rows, BLOCK_N)
     for tile in range(0, tiles):
-        first = (split * tiles + tile) * BLOCK_M
+        first = (tile * splits + split) * BLOCK_M
         if WHOLE:
             column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
             cosine = dot(row_z, tl.trans(column_z), tl.zeros([BLOCK_N, BLOCK_M], dtype), PRECISION)
@@ -171,30 +176,39 @@ def pair_sums_kernel(
                 BLOCK_M,
                 BLOCK_D,
             )  # [BLOCK_N, BLOCK_M]
+        strangers = False
+        if SORTED:
+            strangers = apart(column_label_ptr, first, columns, low, high, BLOCK_M)
         cosines = parts(cosine, PARTS)
-        for part in tl.static_range(0, PARTS):
-            j = first + part * PART + tl.arange(0, PART)
-            column_label = labels(column_label_ptr, j, columns)
-            alike = label == column_label[None, :]
-            other = (i + row_first)[:, None] != (j + column_first)[None, :]
-            bias = tl.where(column_label >= 0, 0.0, -float("inf")).to(dtype)
-            if BOUNDED:
-                sums = _added_bounded(sums, cosines[part], alike, other, bias, to_score, of_factor, POWER)
-            else:
-                sums = _added(
-                    sums,
-                    cosines[part],
-                    alike,
-                    other,
-                    bias,
-                    row_max,
-                    log2_sum,
-                    to_score,
-                    of_factor,
-                    STEP,
-                    DETACH,
-                    POWER,
-                )
+        if strangers:  # no row is another's positive, or itself
+            top, e_sum, count, slope_sum, value = sums
+            for part in tl.static_range(0, PARTS):
+                e_sum += tl.exp2(cosines[part] * to_score)
+            sums = (top, e_sum, count, slope_sum, value)
+        else:
+            for part in tl.static_range(0, PARTS):
+                j = first + part * PART + tl.arange(0, PART)
+                column_label = labels(column_label_ptr, j, columns)
+                alike = label == column_label[None, :]
+                other = (i + row_first)[:, None] != (j + column_first)[None, :]
+                bias = tl.where(column_label >= 0, 0.0, -float("inf")).to(dtype)
+                if BOUNDED:
+                    sums = _added_bounded(sums, cosines[part], alike, other, bias, to_score, of_factor, POWER)
+                else:
+                    sums = _added(
+                        sums,
+                        cosines[part],
+                        alike,
+                        other,
+                        bias,
+                        row_max,
+                        log2_sum,
+                        to_score,
+                        of_factor,
+                        STEP,
+                        DETACH,
+                        POWER,
+                    )
 
     target = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
     for k in tl.static_range(0, 5):
