@@ -114,7 +114,7 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: in
     widest = 64 if not roomy else 256 if _aligned(width) else 128
     half_light = roomy and (variant.detach or variant.bounded)
     if variant.similarity and (variant.light or half_light) and block <= widest:
-        if variant.bounded and architecture >= 90:
+        if variant.bounded and variant.power < 3 and architecture >= 90 and _aligned(width):
             return Tile(128, 64, block, 8, 8, 2 if block <= 128 else 1, 128)
         return Tile(128, 64, block, 4 if variant.bounded else 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
