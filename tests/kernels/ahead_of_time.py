@@ -103,7 +103,8 @@ def _linear() -> Iterator[Configuration]:
         yield _configuration(of_numbers.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some, "SORTED": some})
         for partial, kept in ((True, True), (True, False), (False, False)):
             constants = {**block, "SIMILARITY": some, "BOUNDED": some, "PARTIAL": partial, "KEPT": kept}
-            constants |= {"SORTED": some}
+            constants |= {"SORTED": some} | ({"BLOCK": contrastive.SLOT_BLOCK} if some else {})
+            constants |= {"SLOTS": contrastive.SLOTS}
             constants |= {} if some else {"weights_ptr": None}
             yield _configuration(of_numbers.finish_kernel, accumulate, {}, constants)
     stored = [(x, x) for x in _TYPES] + [(x, torch.float32) for x in (torch.bfloat16, torch.float16)]
@@ -151,16 +152,26 @@ def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned
         options = tile.options() | {"WHOLE": width <= tile.width, "MATRIX": held is None}
         return options if tau else options | {"tau_ptr": None}
 
-    orders = (False, True) if variant.bounded and dtype.itemsize == 2 else (False,)
-    for step, in_order in itertools.product((BOTH,) if variant.similarity else (LSE, TERMS), orders):
-        for tile, architectures in _tiles(sums, width - less, _WIDEST - less):
-            arguments = absent | variant.constants() | tile | {"STEP": step.value, "SORTED": in_order}
+    def widest(in_order: bool) -> int:
+        return contrastive.WIDEST_SORTED if in_order else _WIDEST
+
+    narrow = dtype.itemsize == 2 and width <= contrastive.WIDEST_SORTED
+    orders = (False, True) if variant.bounded and narrow else (False,)
+    on_tensor_cores = dtype.itemsize == 2 or variant.precision == "tf32"
+    ways = [(in_order, False) for in_order in orders]
+    ways += [(False, True)] if variant.bounded and not on_tensor_cores else []
+    for step, (in_order, half) in itertools.product((BOTH,) if variant.similarity else (LSE, TERMS), ways):
+        for tile, architectures in _tiles(sums, width - less, widest(in_order) - less):
+            arguments = absent | variant.constants() | tile | {"STEP": step.value}
+            arguments |= {"SORTED": in_order, "SYMMETRIC": half}
             yield _configuration(pair_sums_kernel, accumulate, pointees, arguments, multiples, architectures)
     for tau, in_order in itertools.product((False,) if variant.bounded else (False, True), orders):
-        for tile, architectures in _tiles(functools.partial(gradient, tau), width - less, _WIDEST - less):
+        for tile, architectures in _tiles(functools.partial(gradient, tau), width - less, widest(in_order) - less):
             arguments = absent | variant.constants() | tile | {"SIMILARITY": variant.similarity, "SORTED": in_order}
             of_it = pointees | {"out_ptr": dtype if tile["MATRIX"] else accumulate}
-            yield _configuration(pair_gradient_kernel, accumulate, of_it, arguments, multiples, architectures)
+            for half in (False, True) if tile["MATRIX"] and variant.brief else (False,):
+                of_half = arguments | {"SYMMETRIC": half}
+                yield _configuration(pair_gradient_kernel, accumulate, of_it, of_half, multiples, architectures)
 
 
 def _tiles(

@@ -342,6 +342,79 @@ class TestSortedRows:
 
 
 @pytest.mark.usefixtures("_rounded", "_poisoned")
+class TestHalfOfThePairs:
+    """Pairs are met once for both rows: in the sums from so many rows on that no other test has them."""
+
+    __test__ = INTERPRETED
+
+    @pytest.fixture(autouse=True)
+    def _always(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import call
+
+        monkeypatch.setattr(call, "HALVED_FROM", 1)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("n", [1, 33, 64, 130, 256, 300])  # odd and even numbers of blocks
+    def test_sizes(self, n, dtype):
+        focal_cases.check({"embeddings": rows(n, 20, dtype), "labels": torch.arange(n) * 7 % 5}, fused)
+
+    @pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum", "none"])
+    @pytest.mark.parametrize(("width", "gamma", "detach_focal"), [(40, 2.0, True), (66, 2.4, False), (140, 0.0, True)])
+    def test_options(self, reduction, width, gamma, detach_focal):
+        case = {"size": (200, width), "dtype": torch.float32, "focal": "similarity", "gamma": gamma}
+        case |= {"temperature": 0.07, "detach_focal": detach_focal, "use": "class weights", "normalize": True}
+        focal_cases.check(focal_cases.build({**case, "reduction": reduction}), fused)
+
+    def test_splits(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import launch as host
+
+        one_tile = lambda programs, columns, tile, *_: (triton.cdiv(columns, tile.columns), 1)  # noqa: E731
+        monkeypatch.setattr(host, "splits_of", one_tile)
+        focal_cases.check({"embeddings": rows(260, 20), "labels": torch.arange(260) % 9}, fused)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("n", [1, 130, 300])
+    def test_a_matrix_in_one_strip(self, monkeypatch, n, dtype):
+        from merc_kernels.focal_contrastive.triton import call
+        from merc_kernels.focal_contrastive.triton import source_gradient as host
+
+        monkeypatch.setattr(call, "SORTED_FROM", 1)
+        monkeypatch.setattr(host, "held_tile", lambda *_: None)
+        x, labels = rows(n, 20, dtype), torch.arange(n) * 7 % 5
+        focal_cases.check({"embeddings": x, "labels": labels}, fused, short_rows=True)
+
+    @pytest.mark.parametrize(("n", "tile"), [(300, (64, 128)), (500, (64, 128)), (260, (128, 32))])
+    def test_a_matrix_of_oblong_tiles(self, monkeypatch, n, tile):
+        from merc_kernels.focal_contrastive.triton import source_gradient as host
+        from merc_kernels.focal_contrastive.triton.configuration import Tile
+
+        monkeypatch.setattr(host, "held_tile", lambda *_: None)
+        monkeypatch.setattr(host, "matrix_tile", lambda *_: Tile(*tile, 32, 2, 8, 3))
+        focal_cases.check({"embeddings": rows(n, 20), "labels": torch.arange(n) % 9}, fused)
+
+    def test_not_where_the_sums_would_take_more_memory_than_a_strip(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import launch
+
+        x, labels = rows(260), torch.arange(260) % 9
+        made = []
+        for most in (1 << 20, 1):
+            monkeypatch.setattr(launch, "MOST_HALVED", most)
+            made.append(gradients(fused(x, labels), x))
+            again = gradients(fused(x, labels), x)
+            assert all(torch.equal(one, other) for one, other in zip(made[-1], again, strict=True))
+        for one, other in zip(*made, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+    def test_a_spoilt_row_spoils_what_depends_on_it(self):
+        x, labels = rows(200), torch.arange(200) % 3
+        with torch.no_grad():
+            x[150] = torch.nan
+        assert fused(x, labels, reduction="none").isnan().all()
+        labels[150] = -100
+        assert all(value.isfinite().all() for value in gradients(fused(x, labels, reduction="none"), x))
+
+
+@pytest.mark.usefixtures("_rounded", "_poisoned")
 class TestOperator:
     __test__ = INTERPRETED
 

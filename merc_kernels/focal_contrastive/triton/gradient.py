@@ -26,6 +26,7 @@ from merc_kernels.focal_contrastive.triton.tiles import (
     dot,
     extent,
     factor_options,
+    half,
     labels,
     parts,
     place,
@@ -125,6 +126,7 @@ def pair_gradient_kernel(
     MATRIX: tl.constexpr,
     PRECISION: tl.constexpr,
     WHOLE: tl.constexpr,  # one chunk, which stays on the chip
+    SYMMETRIC: tl.constexpr,  # MATRIX of rows that are the columns: half of its tiles, each stored twice
     SORTED: tl.constexpr,  # by label, and BOUNDED, with no gradient of tau
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -134,7 +136,8 @@ def pair_gradient_kernel(
     """Gradient of BLOCK_N rows from every ``splits``-th tile of columns."""
     PART: tl.constexpr = BLOCK_M // PARTS
     dtype: tl.constexpr = row_stats_ptr.dtype.element_ty
-    start, split, group = place(rows, splits, BLOCK_N)
+    BLOCK: tl.constexpr = BLOCK_M if BLOCK_M > BLOCK_N else BLOCK_N
+    start, split, group = place(tl.cdiv(rows, BLOCK) * BLOCK if SYMMETRIC else rows, splits, BLOCK_N)
     g = group + first_group
     i = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     row_base, column_base = g * row_total + row_first, g * column_total + column_first
@@ -158,6 +161,8 @@ def pair_gradient_kernel(
         low, high = extent(row_label_ptr + row_base, start, rows, BLOCK_N)
     for tile in range(0, tiles):
         first = (tile * splits + split) * BLOCK_M
+        if SYMMETRIC:
+            first, blocks_ahead = half(tile * splits + split, start, columns, BLOCK, BLOCK_M)
         if WHOLE:
             column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
             cosine = dot(row_z, tl.trans(column_z), tl.zeros([BLOCK_N, BLOCK_M], dtype), PRECISION)
@@ -180,8 +185,9 @@ def pair_gradient_kernel(
         ahead = start + row_first - first - column_first  # of the columns
         diagonal = (ahead < BLOCK_M) & (ahead > -BLOCK_N)  # it holds pairs of a row with itself
         cosines = parts(cosine, PARTS)
-        strangers = False
-        if SORTED:
+        if not SORTED:
+            strangers: tl.constexpr = False  # a branch that is not compiled
+        else:
             strangers = apart(column_label_ptr, first, columns, low, high, BLOCK_M)
         ms = ()
         for part in tl.static_range(0, PARTS):
@@ -201,9 +207,18 @@ def pair_gradient_kernel(
                     m = tl.where(other, m, 0.0)
                 m = (m * matrix_scale).to(row_z_ptr.dtype.element_ty)
             if MATRIX and out_ptr is not None:
-                stride = splits * tiles * BLOCK_M  # Triton sees a multiple of it: 16 bytes at a time
-                target = out_ptr + ((group * rows + i) * stride)[:, None] + j[None, :]
-                tl.store(target, factor_of(m, PRECISION), mask=(i < rows)[:, None])
+                m = factor_of(m, PRECISION)
+                if SYMMETRIC:
+                    stride = tl.cdiv(columns, BLOCK) * BLOCK
+                    target = out_ptr + (i.to(tl.int64) * stride)[:, None] + j[None, :]
+                    tl.store(target, m, mask=((i < rows) & (first < columns))[:, None])
+                    if blocks_ahead > 0:
+                        mirror = out_ptr + (j.to(tl.int64) * stride)[:, None] + i[None, :]
+                        tl.store(mirror, tl.trans(m), mask=(j < columns)[:, None])
+                else:
+                    stride = splits * tiles * BLOCK_M  # Triton sees a multiple of it: 16 bytes at a time
+                    target = out_ptr + ((group * rows + i) * stride)[:, None] + j[None, :]
+                    tl.store(target, m, mask=(i < rows)[:, None])
             ms += (m,)  # type: ignore[assignment]
         if not MATRIX and out_ptr is not None:
             m = factor_of(whole(ms, PARTS), PRECISION)

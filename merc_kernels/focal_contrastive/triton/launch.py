@@ -19,10 +19,13 @@ from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, re
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.call import Call, length, row_programs, splits_of
 from merc_kernels.focal_contrastive.triton.configuration import (
+    MOST_HALVED,
     ORDER,
     RANK_BLOCK,
     ROW_BLOCK,
     SCANNED,
+    SLOT_BLOCK,
+    SLOTS,
     row_tile,
     sums_tile,
 )
@@ -92,8 +95,9 @@ def forward(
                 )
         if classes < 0 and not call.sorted:
             _rank(call, index, names)
-        partial, splits = _sums(call, z, index)
-        programs = row_programs(call.total, ROW_BLOCK, call.groups)
+        partial, *kept = _sums(call, z, index)
+        rows = SLOT_BLOCK if call.variant.bounded else ROW_BLOCK
+        programs = row_programs(call.total, rows, call.groups)
         parts = loss if options.reduction == "none" else z.new_empty((2, *programs), dtype=call.dtype)
         finish_kernel[programs](
             stats,
@@ -105,13 +109,14 @@ def forward(
             call.anchors,
             call.total,
             call.groups,
-            splits,
+            *kept,
             SIMILARITY=call.variant.similarity,
             BOUNDED=call.variant.bounded,
             PARTIAL=options.reduction != "none",
             KEPT=options.reduction == "batchmean",
             SORTED=call.sorted,
-            BLOCK=ROW_BLOCK,
+            BLOCK=rows,
+            SLOTS=SLOTS,
         )
         if options.reduction != "none":
             counts = options.reduction in ("mean", "batchmean")
@@ -152,17 +157,22 @@ def _sort(call: Call, index: Tensor, labels: Tensor, classes: int) -> None:
     place_kernel[programs](index, labels, counts, table, slot, call.total, steps, *known, BLOCK_P=RANK_BLOCK, **ORDER)
 
 
-def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
-    """Partial sums over the pairs, (splits, 5, G anchors)."""
+def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int, int, int]:
+    """Partial sums over the pairs, by who kept them; splits, all who did, and the rows of a block of them."""
     tile = sums_tile(call.packed_dtype, call.width, call.variant, call.architecture)
-    columns = call.total - call.first_candidate
-    blocks = call.groups * cdiv(call.anchors, tile.rows)
-    splits, tiles = splits_of(blocks, columns, tile, call.device, waves=4)
-    partial = z.new_empty((splits, 5, call.groups * call.anchors), dtype=call.dtype)
+    columns, row_blocks = call.total - call.first_candidate, cdiv(call.anchors, tile.rows)
+    planes, size = 4 if call.variant.bounded else 5, call.groups * call.anchors
+    ahead = row_blocks // 2
+    half = call.symmetric and ahead * planes * size * call.dtype.itemsize <= MOST_HALVED
+    met = (ahead + 1) * tile.rows if half else columns
+    splits, tiles = splits_of(call.groups * row_blocks, met, tile, call.device)
+    slots = splits + ahead if half else splits
+    partial = z.new_empty((slots, planes, size), dtype=call.dtype)
+    sums = (partial, splits, slots, tile.rows)
     if partial.numel() == 0:
-        return partial, splits
+        return sums
     for step in (BOTH,) if call.variant.similarity else (LSE, TERMS):
-        pair_sums_kernel[(blocks * splits,)](
+        pair_sums_kernel[(call.groups * row_blocks * splits,)](
             partial,
             z,
             index,
@@ -184,10 +194,11 @@ def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             STEP=step,
             WHOLE=call.width <= tile.width,
             SORTED=call.sorted,
+            SYMMETRIC=half,
             **tile.options(),
             **call.variant.constants(),
         )
-    return partial, splits
+    return sums
 
 
 def backward(

@@ -38,11 +38,33 @@ def merged(partial_ptr, row, inside, all_rows, splits, dtype: tl.constexpr, BLOC
     return top, total
 
 
-@triton.jit(do_not_specialize=["anchors", "total", "groups", "splits"])
+@triton.jit
+def _added(place, inside, block, blocks, all_rows, splits, slots, dtype: tl.constexpr, SLOTS: tl.constexpr):
+    # E, |P|, H and Q of BOUNDED rows, over all who kept a part of them
+    e = tl.zeros(inside.shape, dtype)
+    count = tl.zeros(inside.shape, dtype)
+    slope = tl.zeros(inside.shape, dtype)
+    value = tl.zeros(inside.shape, dtype)
+    start = slots * 0
+    while start < slots:
+        slot = start + tl.arange(0, SLOTS)
+        behind = tl.where(slot < splits, 0, slot - splits + 1)  # how many blocks those whose columns the rows were
+        met = (2 * behind < blocks)[:, None] | (block[None, :] >= behind[:, None])  # half of all: by the lower ones
+        mask = (slot < slots)[:, None] & inside[None, :] & met
+        part = place[None, :] + (slot.to(tl.int64) * 4 * all_rows)[:, None]
+        e += tl.sum(tl.load(part, mask=mask, other=0.0), 0)
+        count += tl.sum(tl.load(part + all_rows, mask=mask, other=0.0), 0)
+        slope += tl.sum(tl.load(part + 2 * all_rows, mask=mask, other=0.0), 0)
+        value += tl.sum(tl.load(part + 3 * all_rows, mask=mask, other=0.0), 0)
+        start += SLOTS
+    return e, count, slope, value
+
+
+@triton.jit(do_not_specialize=["anchors", "total", "groups", "splits", "slots", "block"])
 def finish_kernel(
     stats_ptr,  # (G, T, 4): m, G, a, log2 E
     loss_ptr,  # (G, anchors), or with PARTIAL (2, programs): sums of losses, counts of rows
-    partial_ptr,  # (splits, 5, G anchors)
+    partial_ptr,  # of `pair_sums_kernel`
     index_ptr,  # (G, T)
     labels_ptr,  # of SORTED rows, as they came
     weights_ptr,  # (C,) or None
@@ -50,12 +72,15 @@ def finish_kernel(
     total,
     groups,
     splits,
+    slots,  # splits, and where a half of the pairs was met as many as sums of columns
+    block,  # rows of a block of it
     SIMILARITY: tl.constexpr,
     BOUNDED: tl.constexpr,
     PARTIAL: tl.constexpr,
     KEPT: tl.constexpr,  # count the kept anchors, not those with a positive
     SORTED: tl.constexpr,
     BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     """Statistics and losses of BLOCK rows."""
     dtype: tl.constexpr = stats_ptr.dtype.element_ty
@@ -72,20 +97,25 @@ def finish_kernel(
         origin = n
     row = g * anchors + n
     all_rows = groups.to(tl.int64) * anchors
-    top, e = merged(partial_ptr, row, kept, all_rows, splits, dtype, BLOCK)
-    count = tl.zeros([BLOCK], dtype)
-    slope = tl.zeros([BLOCK], dtype)  # sum of dg/dL
-    value = tl.zeros([BLOCK], dtype)
-    split = splits * 0
-    while split < splits:
-        place = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
-        part = tl.load(place + 3 * all_rows, mask=kept, other=0.0)
-        count += tl.load(place + 2 * all_rows, mask=kept, other=0.0)
-        slope += part
-        value += tl.load(place + 4 * all_rows, mask=kept, other=0.0)
-        if SIMILARITY:  # Q from this split's maximum to that of all
-            value += part * (tl.load(place, mask=kept, other=LOWEST) - top)
-        split += 1
+    if BOUNDED:
+        top = tl.zeros([BLOCK], dtype)
+        blocks = (n // block, tl.cdiv(anchors, block))
+        e, count, slope, value = _added(partial_ptr + row, kept, *blocks, all_rows, splits, slots, dtype, SLOTS)
+    else:
+        top, e = merged(partial_ptr, row, kept, all_rows, splits, dtype, BLOCK)
+        count = tl.zeros([BLOCK], dtype)
+        slope = tl.zeros([BLOCK], dtype)  # sum of dg/dL
+        value = tl.zeros([BLOCK], dtype)
+        split = splits * 0
+        while split < splits:
+            place = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
+            part = tl.load(place + 3 * all_rows, mask=kept, other=0.0)
+            count += tl.load(place + 2 * all_rows, mask=kept, other=0.0)
+            slope += part
+            value += tl.load(place + 4 * all_rows, mask=kept, other=0.0)
+            if SIMILARITY:  # Q from this split's maximum to that of all
+                value += part * (tl.load(place, mask=kept, other=LOWEST) - top)
+            split += 1
     counts = count > 0
     e = tl.where(counts, e, 1.0)
     log2_sum = tl.log2(e)

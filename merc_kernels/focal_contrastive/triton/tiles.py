@@ -58,7 +58,8 @@ def labels(label_ptr, n, count):
 @triton.jit
 def extent(label_ptr, start, count, BLOCK: tl.constexpr):
     """The least and the greatest bucket of BLOCK sorted rows."""
-    first, last = key_of(label_ptr + start), key_of(label_ptr + tl.minimum(start + BLOCK, count) - 1)
+    last = key_of(label_ptr + tl.minimum(start + BLOCK, count) - 1)
+    first = key_of(label_ptr + tl.minimum(start, count - 1))
     return first >> NAME_BITS, tl.where(last < 0, BUCKETS, last >> NAME_BITS)
 
 
@@ -68,6 +69,20 @@ def apart(label_ptr, first, count, low, high, BLOCK: tl.constexpr):
     last = tl.minimum(first + BLOCK, count) - 1
     begin, end = key_of(label_ptr + tl.minimum(first, last)), key_of(label_ptr + last)
     return (first + BLOCK <= count) & (end >= 0) & ((end >> NAME_BITS < low) | (begin >> NAME_BITS > high))
+
+
+@triton.jit
+def half(tile, start, columns, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr):
+    """First column of a row block's tile in half of all pairs, and how many blocks it is ahead of the rows.
+
+    A block meets itself and the half of the others that follows it, in a circle; of two that are opposite the lower one
+    meets the other. Where there is nothing to meet, the column is ``columns``.
+    """
+    blocks, own, ahead = tl.cdiv(columns, BLOCK), start // BLOCK, tile // (BLOCK // BLOCK_M)
+    block = own + ahead
+    block -= tl.where(block < blocks, 0, blocks)
+    nothing = (2 * ahead > blocks) | ((2 * ahead == blocks) & (own >= ahead))
+    return tl.where(nothing, columns, block * BLOCK + tile % (BLOCK // BLOCK_M) * BLOCK_M), ahead
 
 
 @triton.jit
