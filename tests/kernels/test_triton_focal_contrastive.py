@@ -117,7 +117,7 @@ class TestValues:
         case |= {"temperature": "learnable", "detach_focal": False, "focal": focal, "use": use, "size": size}
         focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
-    @pytest.mark.parametrize("n", [288, pytest.param(416, marks=pytest.mark.full)])  # two or three strips and a tile
+    @pytest.mark.parametrize("n", [320, pytest.param(448, marks=pytest.mark.full)])  # two or three strips and a tile
     def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch, n):
         from merc_kernels.focal_contrastive.triton import source_gradient as host
 
