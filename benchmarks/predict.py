@@ -10,7 +10,6 @@ launch. Where a processor holds one program, a product overlaps with what stands
 """
 
 import argparse
-import functools
 import json
 import math
 from collections.abc import Collection, Iterator
@@ -25,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks import sass
 from benchmarks.cell import Cell, precision
-from benchmarks.focal_contrastive import PROPORTIONS
+from benchmarks.focal_contrastive import share_apart
 from benchmarks.goals import GOALS, PREDICTED
 from benchmarks.results_file import write
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
@@ -116,23 +115,11 @@ def launches_of(cell: Cell, names: Collection[str] = ()) -> list[Launch]:
     return launches
 
 
-@functools.cache
-def _apart(rows: int, block: int, columns: int) -> float:
-    cuts = (PROPORTIONS.cumsum(0) / PROPORTIONS.sum() * rows).long()
-    names = torch.bucketize(torch.arange(rows), cuts, right=True)
-    whole = rows // columns * columns  # a tile that is not whole takes the long path
-    (first, last), (begin, end) = (
-        (some[::size], some[size - 1 :: size]) for some, size in ((names, block), (names[:whole], columns))
-    )
-    first, last = first[: len(last), None], last[:, None]
-    return float(((end < first) | (begin > last)).double().mean())
-
-
 def apart(arguments: dict[str, Any]) -> float:
     """Share of the tiles of pairs of rows sorted by label that hold no two equal labels: the bench's six classes."""
     if not arguments.get("SORTED") or "BLOCK_M" not in arguments:
         return 0.0
-    return _apart(arguments["column_total"], arguments["BLOCK_N"], arguments["BLOCK_M"])
+    return share_apart(arguments["column_total"], arguments["BLOCK_N"], arguments["BLOCK_M"])
 
 
 def kernel_row(launch: Launch) -> dict[str, Any]:

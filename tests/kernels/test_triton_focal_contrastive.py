@@ -68,14 +68,14 @@ class TestValues:
     @pytest.mark.parametrize("classes", [1, 3, 40, 150])
     def test_many_labels_are_named_by_a_table(self, monkeypatch, classes):
         """A scan would take a step for each block of rows before the first of the label."""
-        from merc_kernels.focal_contrastive.triton import launch
+        from merc_kernels.focal_contrastive.triton import launch, order
 
         class Scan:
             def __getitem__(self, programs):
                 raise AssertionError("labels are scanned for")
 
-        monkeypatch.setattr(launch, "SCANNED", 149)
-        monkeypatch.setattr(launch, "rank_kernel", Scan())
+        monkeypatch.setattr(order, "SCANNED", 149)
+        monkeypatch.setattr(order, "rank_kernel", Scan())
         labels = torch.randperm(150) % classes * 3_000_000_000 - 5
         grouped = torch.stack([labels, labels.roll(7)])
         grouped[:, ::11] = 8
@@ -266,9 +266,9 @@ class TestSortedRows:
 
     @pytest.fixture
     def _tabled(self, monkeypatch):
-        from merc_kernels.focal_contrastive.triton import launch
+        from merc_kernels.focal_contrastive.triton import order
 
-        monkeypatch.setattr(launch, "SCANNED", 0)
+        monkeypatch.setattr(order, "SCANNED", 0)
 
     @pytest.mark.parametrize("labels", ORDERS.values(), ids=ORDERS)
     def test_labels(self, labels):
@@ -304,7 +304,7 @@ class TestSortedRows:
     @pytest.mark.usefixtures("_tabled")
     @pytest.mark.parametrize("labels", ORDERS.values(), ids=ORDERS)
     def test_where_each_row_goes(self, monkeypatch, labels):
-        from merc_kernels.focal_contrastive.triton import launch
+        from merc_kernels.focal_contrastive.triton import launch, order
 
         def index():
             x = torch.randn(300, 8, dtype=torch.bfloat16)
@@ -324,7 +324,7 @@ class TestSortedRows:
         assert (origin[: len(kept)].diff()[buckets.diff() == 0] > 0).all()  # in a bucket as they came
         if labels.max() < 31:
             assert (named[: len(kept)].diff() >= 0).all()
-        monkeypatch.setattr(launch, "SCANNED", 300)
+        monkeypatch.setattr(order, "SCANNED", 300)
         assert torch.equal(index(), made)
 
     def test_a_spoilt_row_spoils_what_depends_on_it(self):

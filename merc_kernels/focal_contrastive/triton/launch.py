@@ -2,34 +2,33 @@
 # mypy: disable-error-code="import-untyped,import-not-found,no-untyped-call"
 r"""The focal contrastive loss in Triton: the operators, made of the kernels beside this file.
 
-Forward: pack, sums over pairs (for probability a second sweep, over what L weighs), finish, reduce. Backward: the
-scaled statistics of a row, and then for each wanted source its gradient.
+Forward: the order of rows (two launches) and pack, or pack and rank; sums over pairs (for probability a second sweep,
+over what L weighs), finish, reduce. Backward: the scaled statistics of a row, and then for each wanted source its
+gradient.
 
 A float32 product is what torch.matmul would make of it: tf32 where torch.backends.cuda.matmul allows it, else IEEE.
 Tensor cores cut a float32 factor to tf32: z and W + W' are rounded to it before.
-A new number of rows compiles nothing: tiles depend on the dtype and on the width alone. Columns are split among more
-programs where the rows alone would leave processors idle.
+A new number of rows compiles nothing, but where it passes one of configuration.py from which rows are sorted or pairs
+halved: tiles depend on the dtype and on the width alone. Columns are split among more programs where the rows alone
+would leave processors idle.
 """
 
 import torch
 from torch import Tensor
 
-from merc_kernels._shared.triton.integers import cdiv, next_power_of_2
+from merc_kernels._shared.triton.integers import cdiv
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.call import Call, length, row_programs, splits_of
 from merc_kernels.focal_contrastive.triton.configuration import (
     MOST_HALVED,
-    ORDER,
-    RANK_BLOCK,
     ROW_BLOCK,
-    SCANNED,
     SLOT_BLOCK,
     SLOTS,
     row_tile,
     sums_tile,
 )
-from merc_kernels.focal_contrastive.triton.order import BUCKETS, enter_kernel, look_up_kernel, place_kernel, rank_kernel
+from merc_kernels.focal_contrastive.triton.order import rank, sort
 from merc_kernels.focal_contrastive.triton.pack import pack_kernel
 from merc_kernels.focal_contrastive.triton.source_gradient import source_gradient
 from merc_kernels.focal_contrastive.triton.stats import finish_kernel, scaled_stats_kernel
@@ -70,7 +69,7 @@ def forward(
     names = index if classes >= 0 or call.sorted else torch.empty_like(index)
     with torch.cuda.device_of(z):
         if call.sorted:
-            _sort(call, index, labels, classes)
+            sort(call, index, labels, classes)
         tile = row_tile(call.width)
         for source in call.sources:
             if source is not None and source.rows > 0:
@@ -94,7 +93,7 @@ def forward(
                     **tile,
                 )
         if classes < 0 and not call.sorted:
-            _rank(call, index, names)
+            rank(call, index, names)
         partial, *kept = _sums(call, z, index)
         rows = SLOT_BLOCK if call.variant.bounded else ROW_BLOCK
         programs = row_programs(call.total, rows, call.groups)
@@ -124,37 +123,6 @@ def forward(
                 loss, divisor, parts, *programs, 1, COUNTS=counts, BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS
             )
     return loss, divisor, z, norms, stats, index
-
-
-def _rank(call: Call, index: Tensor, names: Tensor) -> None:
-    """Fills ``index`` with the first row of each label."""
-    programs = row_programs(call.total, RANK_BLOCK, call.groups)
-    ignore_index = call.options.ignore_index
-    if call.total <= SCANNED:
-        rank_kernel[programs](index, names, call.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK)
-        return
-    table, slots, slot = _table(call, index)
-    enter_kernel[programs](None, table, slot, names, call.total, slots, -1, ignore_index, **ORDER)
-    look_up = row_programs(call.total, ROW_BLOCK, call.groups)
-    look_up_kernel[look_up](index, slot, table, call.total, slots, BLOCK=ROW_BLOCK)
-
-
-def _table(call: Call, index: Tensor) -> tuple[Tensor, int, Tensor]:
-    """A hash table of labels with nothing in it, how many it may hold, and room for where each row's is."""
-    slots = next_power_of_2(2 * call.total)
-    table = index.new_full((call.groups, slots + 1), call.total, dtype=torch.int32)
-    return table, slots, torch.empty_like(index, dtype=torch.int32)
-
-
-def _sort(call: Call, index: Tensor, labels: Tensor, classes: int) -> None:
-    """Fills ``index`` with the key of each sorted row, and where it comes from."""
-    programs = row_programs(call.total, RANK_BLOCK, 1)
-    counts = index.new_empty((*programs, BUCKETS.value), dtype=torch.int32)
-    table, slots, slot = (None, 0, None) if call.total <= SCANNED else _table(call, index)
-    known = classes, call.options.ignore_index
-    enter_kernel[programs](counts, table, slot, labels, call.total, slots, *known, **ORDER)
-    steps = cdiv(programs[0], RANK_BLOCK)
-    place_kernel[programs](index, labels, counts, table, slot, call.total, steps, *known, BLOCK_P=RANK_BLOCK, **ORDER)
 
 
 def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int, int, int]:

@@ -14,8 +14,14 @@ buckets do not meet hold no two equal labels: of such a tile of pairs, nearly ev
 Counts decide where a row goes, and no atomic but in the table of labels: the same bits on every run.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from merc_kernels._shared.triton.integers import cdiv, next_power_of_2
+from merc_kernels.focal_contrastive.triton.call import Call, row_programs
+from merc_kernels.focal_contrastive.triton.configuration import ORDER, RANK_BLOCK, ROW_BLOCK, SCANNED
 
 BUCKETS = tl.constexpr(32)
 NAME_BITS = tl.constexpr(26)
@@ -178,3 +184,34 @@ def place_kernel(
     key = tl.where(kept, (bucket << NAME_BITS) | name, -1)
     packed = (n.to(tl.int64) << 32) | (key.to(tl.int64) & 0xFFFFFFFF)
     tl.store(index_ptr + place, packed, mask=n < total)
+
+
+def rank(call: Call, index: Tensor, names: Tensor) -> None:
+    """Fills ``index`` with the first row of each label."""
+    programs = row_programs(call.total, RANK_BLOCK, call.groups)
+    ignore_index = call.options.ignore_index
+    if call.total <= SCANNED:
+        rank_kernel[programs](index, names, call.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK)
+        return
+    table, slots, slot = _table(call, index)
+    enter_kernel[programs](None, table, slot, names, call.total, slots, -1, ignore_index, **ORDER)
+    look_up = row_programs(call.total, ROW_BLOCK, call.groups)
+    look_up_kernel[look_up](index, slot, table, call.total, slots, BLOCK=ROW_BLOCK)
+
+
+def _table(call: Call, index: Tensor) -> tuple[Tensor, int, Tensor]:
+    """A hash table of labels with nothing in it, how many it may hold, and room for where each row's is."""
+    slots = next_power_of_2(2 * call.total)
+    table = index.new_full((call.groups, slots + 1), call.total, dtype=torch.int32)
+    return table, slots, torch.empty_like(index, dtype=torch.int32)
+
+
+def sort(call: Call, index: Tensor, labels: Tensor, classes: int) -> None:
+    """Fills ``index`` with the key of each sorted row, and where it comes from."""
+    programs = row_programs(call.total, RANK_BLOCK, 1)
+    counts = index.new_empty((*programs, BUCKETS.value), dtype=torch.int32)
+    table, slots, slot = (None, 0, None) if call.total <= SCANNED else _table(call, index)
+    known = classes, call.options.ignore_index
+    enter_kernel[programs](counts, table, slot, labels, call.total, slots, *known, **ORDER)
+    steps = cdiv(programs[0], RANK_BLOCK)
+    place_kernel[programs](index, labels, counts, table, slot, call.total, steps, *known, BLOCK_P=RANK_BLOCK, **ORDER)
