@@ -172,3 +172,16 @@ def _gpu_cells() -> list[Cell]:
 
 
 SUBJECT = FocalContrastive()
+
+
+@functools.cache
+def share_apart(rows: int, block: int, columns: int) -> float:
+    """Of the tiles of sorted rows, ``block`` by ``columns``, how many hold no two equal labels."""
+    cuts = (PROPORTIONS.cumsum(0) / PROPORTIONS.sum() * rows).long()
+    names = torch.bucketize(torch.arange(rows), cuts, right=True)
+    whole = rows // columns * columns  # a tile that is not whole takes the long path
+    (first, last), (begin, end) = (
+        (some[::size], some[size - 1 :: size]) for some, size in ((names, block), (names[:whole], columns))
+    )
+    first, last = first[: len(last), None], last[:, None]
+    return float(((end < first) | (begin > last)).double().mean())

@@ -11,6 +11,7 @@ launch. Where a processor holds one program, a product overlaps with what stands
 
 import argparse
 import json
+import math
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks import sass
 from benchmarks.cell import Cell, precision
+from benchmarks.focal_contrastive import share_apart
 from benchmarks.goals import GOALS, PREDICTED
 from benchmarks.results_file import write
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
@@ -135,29 +137,38 @@ def memory_traffic(launch: Launch) -> float:
     return moved
 
 
+def apart(arguments: dict[str, Any]) -> float:
+    """Share of the tiles of pairs of rows sorted by label that hold no two equal labels: the bench's six classes."""
+    if not arguments.get("SORTED") or "BLOCK_M" not in arguments:
+        return 0.0
+    return share_apart(arguments["column_total"], arguments["BLOCK_N"], arguments["BLOCK_M"])
+
+
 def kernel_row(launch: Launch) -> dict[str, Any]:
     """A launch's counts and its predicted microseconds."""
     kernel = next(iter(sass.kernels(launch.compiled.asm["cubin"]).values()))
     metadata = launch.compiled.metadata
     warps, shared = metadata.num_warps, max(metadata.shared, kernel.shared)
     resident = min(
-        HELD["registers"] // (32 * warps * (kernel.registers + 7) // 8 * 8),
+        HELD["registers"] // (32 * warps * ((kernel.registers + 7) // 8 * 8)),
         HELD["shared"] // (shared + 1024),
         HELD["warps"] // warps,
     )
     turns = -(-launch.arguments.get("blocks", 0) // launch.programs)  # of a program
     lengths = [int((launch.arguments | {"turns": turns})[name]) for name in LOOPS.get(launch.name, ())]
-    bodies = [(kernel.outside, 1)]
-    for body in kernel.loops:
-        times = 1
-        for length in lengths[: body.depth]:
-            times *= length
-        bodies.append((body, times if launch.name in LOOPS else 1))
+    bodies: list[tuple[sass.Body, float]] = [(kernel.outside, 1)]
+    share = apart(launch.arguments)
+    for body, short in zip(kernel.loops, kernel.shortest, strict=True):
+        repeats = math.prod(lengths[: body.depth])
+        if share and body.counts != short.counts:
+            bodies += [(body, repeats * (1 - share)), (short, repeats * share)]
+        else:
+            bodies.append((body, repeats))
     deep = -(-launch.programs // PROCESSORS)  # programs of the busiest processor
     microseconds: dict[str, float] = dict.fromkeys(("tensor", "shared", "issue", *LANES), 0.0)
     beside = dict.fromkeys(microseconds, 0.0)  # a product that runs by itself
     factors = 0.0
-    moved, deepest = 0, max(body.depth for body, _ in bodies)  # its last iterations do without
+    moved, deepest = 0.0, max(body.depth for body, _ in bodies)  # its last iterations do without
     for body, times in bodies:
         of_warps = 1e6 / CLOCK * times * warps * deep
         microseconds["tensor"] += of_warps * sum(size / PRODUCTS[kind] for kind, size in body.products.items())
@@ -199,7 +210,8 @@ def kernel_row(launch: Launch) -> dict[str, Any]:
         "spilled": kernel.spilled,
         "shared": shared,
         "warps": warps,
-        "instructions": [sum(body.counts.values()) for body, _ in bodies],  # outside of loops, in each
+        "apart": round(share, 3),
+        "instructions": [sum(body.counts.values()) for body, _ in bodies],  # outside of loops, in each, by path
         "counts": [dict(body.counts) for body, _ in bodies],
     }
 

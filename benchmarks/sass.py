@@ -3,7 +3,7 @@
 """What a compiled kernel asks of the units of an NVIDIA GPU: its machine instructions, counted, none of them run.
 
 A loop is found by its backward branch. Counts are of one warp, and of one iteration of a loop without what its inner
-loops hold; a guarded instruction counts as if it ran.
+loops hold, on the longest path and on the shortest one; a guarded instruction counts as if it ran.
 """
 
 import functools
@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ UNITS = {  # unit → the beginnings of its instructions; the first match counts
     "integer": ("IADD", "LOP3", "LEA", "SHF", "SHL", "SHR", "PRMT", "VIADD", "IABS", "SGXT", "F2F", "MOV", "CS2R"),
 }
 _SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4), "884": (8, 8, 4)}  # of a warp's products
-_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+_LABEL = re.compile(r"\.L_x_\d+")
 
 
 class Body(NamedTuple):
@@ -64,7 +66,8 @@ class Kernel(NamedTuple):
     spilled: int  # bytes of stack and local memory
     shared: int  # bytes that are static
     outside: Body
-    loops: list[Body]
+    loops: list[Body]  # on the longest path
+    shortest: list[Body]  # of the same loops
 
 
 def unit(opcode: str) -> str:
@@ -147,24 +150,51 @@ def kernels(cubin: bytes) -> dict[str, Kernel]:
     return found
 
 
-def loops(text: str) -> tuple[Body, list[Body]]:
-    """What is in no loop, and each loop, of a kernel's text."""
+def loops(text: str) -> tuple[Body, list[Body], list[Body]]:
+    """Of a kernel's text what is in no loop, and each loop on its longest path and on its shortest."""
     instructions: list[tuple[str, str]] = []
+    guarded: list[bool] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(instructions)
         elif found := _INSTRUCTION.match(line):
-            instructions.append((found[1], found[2]))
-    spans: dict[int, int] = {}  # first → last instruction
+            instructions.append((found[2], found[3]))
+            guarded.append(found[1] is not None or "," in found[3])
+    targets: dict[int, int] = {}  # branch → instruction
     for place, (opcode, arguments) in enumerate(instructions):
-        target = re.search(r"\.L_x_\d+", arguments) if opcode.startswith("BRA") else None
-        if target and (first := labels.get(target[0], place)) < place:
+        if opcode.startswith("BRA") and (target := _LABEL.search(arguments)):
+            targets[place] = labels.get(target[0], place)
+    spans: dict[int, int] = {}  # first → last instruction
+    for place, first in targets.items():
+        if first < place:
             spans[first] = max(place, spans.get(first, 0))
     depths = [sum(first <= place <= last for first, last in spans.items()) for place in range(len(instructions))]
 
-    def body(first: int, last: int, depth: int) -> Body:
-        return _body([instructions[i] for i in range(first, last + 1) if depths[i] == depth], depth)
+    def body(places: Iterable[int], depth: int) -> Body:
+        return _body([instructions[i] for i in places if depths[i] == depth], depth)
 
-    inside = [body(first, last, depths[first]) for first, last in sorted(spans.items())]
-    return body(0, len(instructions) - 1, 0), inside
+    def path(first: int, last: int, sign: int) -> list[int]:
+        # Every one forward runs the products and the inner loops
+        best = {first: (0, 0, first)}  # place → what it passed of those, its length, the place before
+        for place in range(first, last):
+            if place not in best:
+                continue
+            passed, length, _ = best[place]
+            needed = depths[place] > depths[first] or unit(instructions[place][0]) == "tensor"
+            reached = (passed + needed, length + sign * (depths[place] == depths[first]))
+            following = [targets[place]] if place in targets else []
+            if place not in targets or guarded[place]:
+                following.append(place + 1)
+            for after in following:
+                if place < after <= last and reached > best.get(after, (-1, 0, 0))[:2]:
+                    best[after] = (*reached, place)
+        places = [last]
+        while places[-1] != first:
+            places.append(best[places[-1]][2])
+        return places[::-1]
+
+    of_loops = [
+        [body(path(first, last, sign), depths[first]) for first, last in sorted(spans.items())] for sign in (1, -1)
+    ]
+    return body(range(len(instructions)), 0), of_loops[0], of_loops[1]

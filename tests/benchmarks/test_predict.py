@@ -12,6 +12,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from benchmarks import predict, sass
+from benchmarks.focal_contrastive import PROPORTIONS
 from benchmarks.goals import PREDICTED, focal
 from benchmarks.report import predictions
 
@@ -112,8 +113,36 @@ CODE = """
 
 
 def test_loops_are_found_by_their_backward_branches():
-    outside, (outer, inner) = sass.loops(CODE)
+    outside, (outer, inner), _ = sass.loops(CODE)
     assert dict(outside.counts) == {"integer": 1, "other": 1}
     assert dict(outer.counts) == {"fp32": 1, "select": 1, "other": 1}
     assert dict(inner.counts) == {"global": 1, "other": 1}
     assert (inner.depth, inner.loaded, inner.stored) == (2, 512, 0)
+
+
+BRANCHES = """
+.L_x_0:
+        /*0000*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR12], R24 ;
+        /*0010*/               @P0 BRA `(.L_x_1) ;
+        /*0020*/                   FADD R2, R3, R4 ;
+        /*0030*/                   FADD R2, R3, R4 ;
+        /*0040*/                   BRA `(.L_x_2) ;
+.L_x_1:
+        /*0050*/                   MUFU.EX2 R2, R3 ;
+.L_x_2:
+        /*0060*/               @P1 BRA `(.L_x_0) ;
+        /*0070*/                   EXIT ;
+"""
+
+
+def test_a_loop_has_a_longest_path_and_a_shortest_one():
+    _, (longest,), (shortest,) = sass.loops(BRANCHES)
+    assert dict(longest.counts) == {"tensor": 1, "fp32": 2, "other": 3}
+    assert dict(shortest.counts) == {"tensor": 1, "special": 1, "other": 2}
+
+
+def test_the_share_of_tiles_without_equal_labels_is_counted():
+    arguments = {"SORTED": True, "BLOCK_N": 128, "BLOCK_M": 64, "column_total": 16384}
+    pairs = (PROPORTIONS / PROPORTIONS.sum()).square().sum()
+    assert 0 < 1 - predict.apart(arguments) - pairs < 0.02
+    assert predict.apart(arguments | {"SORTED": False}) == 0

@@ -13,6 +13,7 @@ from merc_kernels._shared.triton import reduction
 from merc_kernels._shared.triton.scalars import float_options
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton import configuration as contrastive
+from merc_kernels.focal_contrastive.triton import order as of_labels
 from merc_kernels.focal_contrastive.triton import pack as of_rows
 from merc_kernels.focal_contrastive.triton import stats as of_numbers
 from merc_kernels.focal_contrastive.triton.gradient import pair_gradient_kernel
@@ -26,7 +27,8 @@ from merc_kernels.kd_divergence.triton.forward import forward_kernel
 _TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PAIRS = (*((dtype, dtype) for dtype in _TYPES), (torch.bfloat16, torch.float32))
 _LONG = ("classes", "ignore_index", "counted")
-_LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr", "counts_ptr")
+_INTEGERS = ("table_ptr", "slot_ptr", "counts_ptr")
+_LABELS = ("labels_ptr", "index_ptr", "row_label_ptr", "column_label_ptr", "kept_counts_ptr")
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _DIVERGENCE = (forward_kernel, backward_kernel)
 _WIDEST = 512  # wider rows have its tiles
@@ -107,22 +109,26 @@ def _divergence(
         "maxnreg": 255 if backward and every else blocks.registers,
     }
     if not every:
-        absent = ("temperature_ptr", "labels_ptr", "weights_ptr", "teacher_grad_ptr", "counts_ptr")
+        absent = ("temperature_ptr", "labels_ptr", "weights_ptr", "teacher_grad_ptr", "kept_counts_ptr")
         constants |= dict.fromkeys(absent) | {"groups": 1}
     multiples = ("stride_sg", "stride_sn", "stride_tg", "stride_tn", "classes") if aligned else ()
     if backward:
         yield _configuration(backward_kernel, _accumulate(pair), pointees, constants, multiples)
         return
-    for saved in ({"student_grad_ptr": None, "counts_ptr": None}, {"saved_ptr": None}):
+    for saved in ({"student_grad_ptr": None, "kept_counts_ptr": None}, {"saved_ptr": None}):
         yield _configuration(forward_kernel, _accumulate(pair), pointees, constants | saved, multiples)
 
 
 def focal_contrastive_configurations() -> Iterator[Configuration]:
     """Each kernel in its dtypes, tiles and variants, rows aligned or not; what takes most registers comes last."""
     blocks = {"BLOCK_N": contrastive.RANK_BLOCK, "BLOCK_M": contrastive.RANK_BLOCK}
-    yield _configuration(of_rows.rank_kernel, torch.float32, {}, blocks)
-    yield _configuration(of_rows.enter_kernel, torch.float32, {}, {"BLOCK_N": contrastive.RANK_BLOCK})
-    yield _configuration(of_rows.look_up_kernel, torch.float32, {}, {"BLOCK": contrastive.ROW_BLOCK})
+    yield _configuration(of_labels.rank_kernel, torch.float32, {}, blocks)
+    yield _configuration(of_labels.look_up_kernel, torch.float32, {}, {"BLOCK": contrastive.ROW_BLOCK})
+    for absent in ({"table_ptr": None, "slot_ptr": None}, {}):
+        of_it = contrastive.ORDER | absent
+        yield _configuration(of_labels.enter_kernel, torch.float32, {}, of_it)
+        yield _configuration(of_labels.place_kernel, torch.float32, {}, of_it | {"BLOCK_P": contrastive.RANK_BLOCK})
+    yield _configuration(of_labels.enter_kernel, torch.float32, {}, {**contrastive.ORDER, "counts_ptr": None})
     yield from _linear()
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for dtype, width in itertools.product(dtypes, (_WIDEST, 16, 32, 64, 128, 256)):
@@ -134,9 +140,11 @@ def _linear() -> Iterator[Configuration]:
     """The kernels that take a row at a time, of up to 4096 features."""
     for accumulate, some in itertools.product((torch.float64, torch.float32), (False, True)):
         block: dict[str, Any] = {"BLOCK": contrastive.ROW_BLOCK}
-        yield _configuration(of_numbers.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some})
+        yield _configuration(of_numbers.scaled_stats_kernel, accumulate, {}, {**block, "BOUNDED": some, "SORTED": some})
         for partial, kept in ((True, True), (True, False), (False, False)):
             constants = {**block, "SIMILARITY": some, "BOUNDED": some, "PARTIAL": partial, "KEPT": kept}
+            constants |= {"SORTED": some} | ({"BLOCK": contrastive.SLOT_BLOCK} if some else {})
+            constants |= {"SLOTS": contrastive.SLOTS}
             constants |= {} if some else {"weights_ptr": None}
             yield _configuration(of_numbers.finish_kernel, accumulate, {}, constants)
     stored = [(x, x) for x in _TYPES] + [(x, torch.float32) for x in (torch.bfloat16, torch.float16)]
@@ -146,6 +154,7 @@ def _linear() -> Iterator[Configuration]:
         pointees = {"x_ptr": dtype, "z_ptr": packed, "out_ptr": dtype}
         for aligned, some in itertools.product((("stride_xg", "stride_xn", "width"), ()), (False, True)):
             arguments: dict[str, Any] = {**contrastive.row_tile(width)} | {"NORMALIZE": normalize, "SHARED": some}
+            arguments |= {"SORTED": some}
             arguments |= {} if packed == torch.float16 else {"matrix_scale_ptr": None}
             arguments |= {} if some else {"labels_ptr": None, "temperature_ptr": None}
             for precision in ("ieee", "tf32") if packed == torch.float32 else ("ieee",):
@@ -183,15 +192,26 @@ def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned
         options = tile.options() | {"WHOLE": width <= tile.width, "MATRIX": held is None}
         return options if tau else options | {"tau_ptr": None}
 
-    for step in (BOTH,) if variant.similarity else (LSE, TERMS):
-        for tile, architectures in _tiles(sums, width - less, _WIDEST - less):
+    def widest(in_order: bool) -> int:
+        return contrastive.WIDEST_SORTED if in_order else _WIDEST
+
+    narrow = dtype.itemsize == 2 and width <= contrastive.WIDEST_SORTED
+    orders = (False, True) if variant.bounded and narrow else (False,)
+    on_tensor_cores = dtype.itemsize == 2 or variant.precision == "tf32"
+    ways = [(in_order, False) for in_order in orders]
+    ways += [(False, True)] if variant.bounded and not on_tensor_cores else []
+    for step, (in_order, half) in itertools.product((BOTH,) if variant.similarity else (LSE, TERMS), ways):
+        for tile, architectures in _tiles(sums, width - less, widest(in_order) - less):
             arguments = absent | variant.constants() | tile | {"STEP": step.value}
+            arguments |= {"SORTED": in_order, "SYMMETRIC": half}
             yield _configuration(pair_sums_kernel, accumulate, pointees, arguments, multiples, architectures)
-    for tau in (False,) if variant.bounded else (False, True):
-        for tile, architectures in _tiles(functools.partial(gradient, tau), width - less, _WIDEST - less):
-            arguments = absent | variant.constants() | tile | {"SIMILARITY": variant.similarity}
+    for tau, in_order in itertools.product((False,) if variant.bounded else (False, True), orders):
+        for tile, architectures in _tiles(functools.partial(gradient, tau), width - less, widest(in_order) - less):
+            arguments = absent | variant.constants() | tile | {"SIMILARITY": variant.similarity, "SORTED": in_order}
             of_it = pointees | {"out_ptr": dtype if tile["MATRIX"] else accumulate}
-            yield _configuration(pair_gradient_kernel, accumulate, of_it, arguments, multiples, architectures)
+            for half in (False, True) if tile["MATRIX"] and variant.brief else (False,):
+                of_half = arguments | {"SYMMETRIC": half}
+                yield _configuration(pair_gradient_kernel, accumulate, of_it, of_half, multiples, architectures)
 
 
 def _tiles(
@@ -226,7 +246,7 @@ def _configuration(
             signature[name] = _floats(KDDivergenceOptions if kernel in _DIVERGENCE else FocalContrastiveOptions)
         elif name in _LABELS:
             signature[name] = "*i64"
-        elif name == "table_ptr":
+        elif name in _INTEGERS:
             signature[name] = "*i32"
         elif name.endswith("_ptr"):
             signature[name] = "*" + _TYPES[pointees.get(name, accumulate)]

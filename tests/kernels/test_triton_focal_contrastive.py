@@ -68,14 +68,14 @@ class TestValues:
     @pytest.mark.parametrize("classes", [1, 3, 40, 150])
     def test_many_labels_are_named_by_a_table(self, monkeypatch, classes):
         """A scan would take a step for each block of rows before the first of the label."""
-        from merc_kernels.focal_contrastive.triton import launch
+        from merc_kernels.focal_contrastive.triton import launch, order
 
         class Scan:
             def __getitem__(self, programs):
                 raise AssertionError("labels are scanned for")
 
-        monkeypatch.setattr(launch, "SCANNED", 149)
-        monkeypatch.setattr(launch, "rank_kernel", Scan())
+        monkeypatch.setattr(order, "SCANNED", 149)
+        monkeypatch.setattr(order, "rank_kernel", Scan())
         labels = torch.randperm(150) % classes * 3_000_000_000 - 5
         grouped = torch.stack([labels, labels.roll(7)])
         grouped[:, ::11] = 8
@@ -117,7 +117,7 @@ class TestValues:
         case |= {"temperature": "learnable", "detach_focal": False, "focal": focal, "use": use, "size": size}
         focal_cases.check(focal_cases.build(case), fused, short_rows=True)
 
-    @pytest.mark.parametrize("n", [288, pytest.param(416, marks=pytest.mark.full)])  # two or three strips and a tile
+    @pytest.mark.parametrize("n", [320, pytest.param(448, marks=pytest.mark.full)])  # two or three strips and a tile
     def test_one_strip_of_a_matrix_lives_at_a_time(self, monkeypatch, n):
         from merc_kernels.focal_contrastive.triton import source_gradient as host
 
@@ -240,6 +240,178 @@ class TestEdges:
         for anchors in (True, False):
             loss = fused(x, nobody, prototypes=prototypes, prototype_anchors=anchors, temperature=tau)
             assert all((value == 0).all() for value in gradients(loss, *leaves))
+
+
+ORDERS = {  # labels of 300 rows
+    "six classes": torch.arange(300) * 7 % 6,
+    "one class": torch.zeros(300, dtype=torch.int64),
+    "pairs": torch.arange(300) // 2,
+    "more classes than buckets": torch.arange(300) * 7 % 70,
+    "few kept": torch.where(torch.arange(300) % 60 < 2, torch.arange(300) % 2, -100),
+    "huge and negative": torch.tensor([2**62, -7, 2**31, -(2**63), 5, -100]).repeat(50),
+}
+
+
+@pytest.mark.usefixtures("_rounded", "_poisoned")
+class TestSortedRows:
+    """Rows of 16 bits that lie sorted by label: from so many on that no other test has them."""
+
+    __test__ = INTERPRETED
+
+    @pytest.fixture(autouse=True)
+    def _always(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import call
+
+        monkeypatch.setattr(call, "SORTED_FROM", 1)
+
+    @pytest.fixture
+    def _tabled(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import order
+
+        monkeypatch.setattr(order, "SCANNED", 0)
+
+    @pytest.mark.parametrize("labels", ORDERS.values(), ids=ORDERS)
+    def test_labels(self, labels):
+        x = torch.randn(300, 20, dtype=torch.bfloat16, requires_grad=True)
+        focal_cases.check({"embeddings": x, "labels": labels}, fused, short_rows=True)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum", "none"])
+    @pytest.mark.parametrize(("width", "gamma", "detach_focal"), [(40, 2.0, True), (66, 2.4, False), (140, 0.0, True)])
+    def test_options(self, monkeypatch, dtype, reduction, width, gamma, detach_focal):
+        from merc_kernels.focal_contrastive.triton import source_gradient as host
+
+        if width == 66:
+            monkeypatch.setattr(host, "_STRIP_BYTES", 1)
+            monkeypatch.setattr(host, "held_tile", lambda *_: None)
+        case = {"size": (260, width), "dtype": dtype, "focal": "similarity", "gamma": gamma, "temperature": 0.07}
+        case |= {"detach_focal": detach_focal, "use": "class weights", "normalize": True, "reduction": reduction}
+        focal_cases.check(focal_cases.build(case), fused, short_rows=True)
+
+    def test_as_where_they_are_not_sorted(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import call
+
+        x, labels = rows(200, 24, torch.bfloat16), torch.randint(6, (200,))
+        value, of = gradients(fused(x, labels), x)
+        again = gradients(fused(x, labels), x)
+        assert torch.equal(value, again[0])
+        assert torch.equal(of, again[1])
+        monkeypatch.setattr(call, "SORTED_FROM", 201)
+        plain, of_plain = gradients(fused(x, labels), x)
+        torch.testing.assert_close(value, plain, rtol=1e-6, atol=0)
+        torch.testing.assert_close(of, of_plain, rtol=1e-2, atol=1e-5)
+
+    @pytest.mark.usefixtures("_tabled")
+    @pytest.mark.parametrize("labels", ORDERS.values(), ids=ORDERS)
+    def test_where_each_row_goes(self, monkeypatch, labels):
+        from merc_kernels.focal_contrastive.triton import launch, order
+
+        def index():
+            x = torch.randn(300, 8, dtype=torch.bfloat16)
+            return launch.forward(x, labels, *[None] * 5, FocalContrastiveOptions())[-1][0]
+
+        made = index()
+        origin, key = made >> 32, made.int()
+        named = labels[origin]
+        assert torch.equal(origin.sort().values, torch.arange(300))
+        assert torch.equal(key < 0, named == -100)
+        kept = key[key >= 0]
+        assert (kept >= 0).all()
+        assert torch.equal(key[: len(kept)], kept)  # the others come last
+        assert torch.equal(kept[:, None] == kept, named[: len(kept), None] == named[: len(kept)])
+        buckets = kept >> 26
+        assert (buckets.diff() >= 0).all()
+        assert (origin[: len(kept)].diff()[buckets.diff() == 0] > 0).all()  # in a bucket as they came
+        if labels.max() < 31:
+            assert (named[: len(kept)].diff() >= 0).all()
+        monkeypatch.setattr(order, "SCANNED", 300)
+        assert torch.equal(index(), made)
+
+    def test_a_spoilt_row_spoils_what_depends_on_it(self):
+        x = torch.randn(200, 24, dtype=torch.bfloat16)
+        x[3] = torch.nan
+        x.requires_grad_()
+        labels = torch.arange(200) % 3
+        value, of = gradients(fused(x, labels, reduction="none"), x)
+        assert value.isnan().all()
+        assert of.isnan().any(-1).all()
+        labels[3] = -100
+        value, of = gradients(fused(x, labels, reduction="none"), x)
+        assert value.isfinite().all()
+        assert of.isfinite().all()
+
+
+@pytest.mark.usefixtures("_rounded", "_poisoned")
+class TestHalfOfThePairs:
+    """Pairs are met once for both rows: in the sums from so many rows on that no other test has them."""
+
+    __test__ = INTERPRETED
+
+    @pytest.fixture(autouse=True)
+    def _always(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import call
+
+        monkeypatch.setattr(call, "HALVED_FROM", 1)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("n", [1, 33, 64, 130, 256, 300])  # odd and even numbers of blocks
+    def test_sizes(self, n, dtype):
+        focal_cases.check({"embeddings": rows(n, 20, dtype), "labels": torch.arange(n) * 7 % 5}, fused)
+
+    @pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum", "none"])
+    @pytest.mark.parametrize(("width", "gamma", "detach_focal"), [(40, 2.0, True), (66, 2.4, False), (140, 0.0, True)])
+    def test_options(self, reduction, width, gamma, detach_focal):
+        case = {"size": (200, width), "dtype": torch.float32, "focal": "similarity", "gamma": gamma}
+        case |= {"temperature": 0.07, "detach_focal": detach_focal, "use": "class weights", "normalize": True}
+        focal_cases.check(focal_cases.build({**case, "reduction": reduction}), fused)
+
+    def test_splits(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import launch as host
+
+        one_tile = lambda programs, columns, tile, *_: (triton.cdiv(columns, tile.columns), 1)  # noqa: E731
+        monkeypatch.setattr(host, "splits_of", one_tile)
+        focal_cases.check({"embeddings": rows(260, 20), "labels": torch.arange(260) % 9}, fused)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("n", [1, 130, 300])
+    def test_a_matrix_in_one_strip(self, monkeypatch, n, dtype):
+        from merc_kernels.focal_contrastive.triton import call
+        from merc_kernels.focal_contrastive.triton import source_gradient as host
+
+        monkeypatch.setattr(call, "SORTED_FROM", 1)
+        monkeypatch.setattr(host, "held_tile", lambda *_: None)
+        x, labels = rows(n, 20, dtype), torch.arange(n) * 7 % 5
+        focal_cases.check({"embeddings": x, "labels": labels}, fused, short_rows=True)
+
+    @pytest.mark.parametrize(("n", "tile"), [(300, (64, 128)), (500, (64, 128)), (260, (128, 32))])
+    def test_a_matrix_of_oblong_tiles(self, monkeypatch, n, tile):
+        from merc_kernels.focal_contrastive.triton import source_gradient as host
+        from merc_kernels.focal_contrastive.triton.configuration import Tile
+
+        monkeypatch.setattr(host, "held_tile", lambda *_: None)
+        monkeypatch.setattr(host, "matrix_tile", lambda *_: Tile(*tile, 32, 2, 8, 3))
+        focal_cases.check({"embeddings": rows(n, 20), "labels": torch.arange(n) % 9}, fused)
+
+    def test_not_where_the_sums_would_take_more_memory_than_a_strip(self, monkeypatch):
+        from merc_kernels.focal_contrastive.triton import launch
+
+        x, labels = rows(260), torch.arange(260) % 9
+        made = []
+        for most in (1 << 20, 1):
+            monkeypatch.setattr(launch, "MOST_HALVED", most)
+            made.append(gradients(fused(x, labels), x))
+            again = gradients(fused(x, labels), x)
+            assert all(torch.equal(one, other) for one, other in zip(made[-1], again, strict=True))
+        for one, other in zip(*made, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+    def test_a_spoilt_row_spoils_what_depends_on_it(self):
+        x, labels = rows(200), torch.arange(200) % 3
+        with torch.no_grad():
+            x[150] = torch.nan
+        assert fused(x, labels, reduction="none").isnan().all()
+        labels[150] = -100
+        assert all(value.isfinite().all() for value in gradients(fused(x, labels, reduction="none"), x))
 
 
 @pytest.mark.usefixtures("_rounded", "_poisoned")

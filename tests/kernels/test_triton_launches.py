@@ -100,6 +100,15 @@ def test_contrastive(driver, contrastive, width, dtype):
     assert driver()[0] - before == 8 + 14
 
 
+def test_sorted_rows(driver, contrastive):
+    before = driver()
+    contrastive(3000, 24, torch.bfloat16)
+    after = driver()
+    assert after[0] - before[0] == 9
+    contrastive(2048, 24, torch.bfloat16)
+    assert driver()[1] == after[1]
+
+
 @pytest.mark.parametrize(("classes", "dtype"), in_each_size(7, 9000), ids=str)
 def test_divergence(driver, divergence, classes, dtype):
     before, _ = driver()

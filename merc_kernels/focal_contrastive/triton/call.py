@@ -2,6 +2,7 @@
 # mypy: disable-error-code="import-untyped,import-not-found"
 """What the launches of the focal contrastive loss in Triton share: a call's rows, and the programs that take them."""
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,18 @@ from torch import Tensor
 from merc_kernels._shared.triton.integers import cdiv
 from merc_kernels._shared.triton.scalars import float_options
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
-from merc_kernels.focal_contrastive.triton.configuration import Tile, Variant, architecture_of
+from merc_kernels.focal_contrastive.triton.configuration import (
+    HALVED_FROM,
+    MOST_SORTED,
+    SORTED_FROM,
+    WIDEST_SORTED,
+    Tile,
+    Variant,
+    architecture_of,
+)
 
 _MOST_SPLITS = 16
+_NEARLY = 1.03  # each split is a sum more to keep and to read
 
 
 def length(count: int, device: torch.device) -> Any:
@@ -26,11 +36,16 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def splits_of(programs: int, columns: int, tile: Tile, device: torch.device, waves: int) -> tuple[int, int]:
-    """Runs of columns and tiles a run, so that ``programs`` row blocks fill the chip ``waves`` times."""
-    tiles = cdiv(columns, tile.columns)
-    wanted = min(cdiv(waves * processors(device), max(1, programs)), _MOST_SPLITS, tiles)
-    a_run = cdiv(tiles, max(1, wanted))
+def splits_of(programs: int, columns: int, tile: Tile, device: torch.device) -> tuple[int, int]:
+    """Shares of the columns for ``programs`` row blocks, and tiles a share: few, where more would shorten nothing."""
+    return _splits(programs, cdiv(columns, tile.columns), processors(device) * tile.at_once)
+
+
+@functools.lru_cache
+def _splits(programs: int, tiles: int, places: int) -> tuple[int, int]:
+    tiles_of = {splits: cdiv(programs * splits, places) * cdiv(tiles, splits) for splits in range(1, _MOST_SPLITS + 1)}
+    least = min(tiles_of.values())  # of the busiest place
+    a_run = cdiv(tiles, next(splits for splits, count in tiles_of.items() if count <= _NEARLY * least))
     return cdiv(tiles, max(1, a_run)), a_run
 
 
@@ -61,7 +76,7 @@ class Call:
         temperature: Tensor | None,
         options: FocalContrastiveOptions,
     ) -> None:
-        embeddings, prototypes, _ = tensors
+        embeddings, prototypes, refs = tensors
         self.device = embeddings.device
         self.groups = embeddings.shape[0] if embeddings.dim() == 3 else 1
         self.rows, self.width = embeddings.shape[-2:]
@@ -86,6 +101,13 @@ class Call:
         self.floats = float_options(options)
         self.variant = Variant.of(options, known_temperature=temperature is None)
         self.architecture = architecture_of(self.device)
+        # Not of float32: what precision its products have may change between the passes.
+        self.alone = self.groups == 1 and prototypes is None and refs is None  # the rows are the columns
+        bounded = self.alone and self.variant.bounded
+        narrow = self.packed_dtype.itemsize == 2 and self.width <= WIDEST_SORTED
+        self.sorted = bounded and narrow and SORTED_FROM <= self.total <= MOST_SORTED
+        on_tensor_cores = self.packed_dtype.itemsize == 2 or self.variant.precision == "tf32"
+        self.symmetric = bounded and not on_tensor_cores and self.total >= HALVED_FROM
 
 
 def row_programs(rows: int, block: int, groups: int) -> tuple[int]:

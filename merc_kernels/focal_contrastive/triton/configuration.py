@@ -6,15 +6,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from merc_kernels._shared.triton.integers import next_power_of_2
+from merc_kernels._shared.triton.integers import cdiv, next_power_of_2
 from merc_kernels.focal_contrastive.options import SMALLEST_BOUNDED, FocalContrastiveOptions
 
 ROW_BLOCK, RANK_BLOCK = 512, 64
+ORDER = {"BLOCK_N": RANK_BLOCK, "maxnreg": 255}  # of what sorts rows: ptxas, left alone, spills a few registers
+SORTED_FROM, MOST_SORTED = 2048, 1 << 26  # rows that are sorted by label: one launch more, and keys of 32 bits
+WIDEST_SORTED = 256  # features: L2 bounds the tiles of wider rows, whatever they do with labels
+HALVED_FROM = 2048  # rows from which a pair that takes no tensor core is met once, for both of them
+MOST_HALVED = 1 << 28  # bytes of the sums that are kept for it: as many as of a strip of the backward pass
+SLOT_BLOCK, SLOTS = 64, 16  # rows, and partial sums of each, that are read at a time
 SCANNED = 4096  # packed rows up to which labels are named by a scan, of 32 us at most; a table takes 10, and 2 launches
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a tile of pairs, features read at a time; parts, warps, stages of the pipeline."""
+    """Rows and columns of a tile of pairs, features read at a time; parts, warps, stages of the pipeline, registers."""
 
     rows: int
     columns: int
@@ -22,12 +28,18 @@ class Tile(NamedTuple):
     parts: int
     warps: int
     stages: int
+    registers: int = 255  # at most: 128 let two programs of 8 warps share a processor
+
+    @property
+    def at_once(self) -> int:
+        """Programs that a processor's registers hold."""
+        return 65536 // (32 * self.warps * cdiv(self.registers, 8) * 8)
 
     def options(self) -> dict[str, int]:
         """The constants and options that a kernel of pairs takes from it."""
         blocks = {"BLOCK_N": self.rows, "BLOCK_M": self.columns, "BLOCK_D": self.width, "PARTS": self.parts}
         # ptxas, left alone, spills a few registers to have more programs at once
-        return blocks | {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
+        return blocks | {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
 class Variant(NamedTuple):
@@ -57,6 +69,11 @@ class Variant(NamedTuple):
     def light(self) -> bool:
         """Whether the numbers of a pair leave registers for large tiles: no derivative of the factor, no maximum."""
         return self.detach and self.bounded
+
+    @property
+    def brief(self) -> bool:
+        """Whether they leave registers for tiles that are stored twice."""
+        return self.light and self.power < 3
 
     def constants(self) -> dict[str, Any]:
         """The constants that every kernel of pairs takes from it."""
@@ -111,6 +128,8 @@ def sums_tile(dtype: torch.dtype, width: int, variant: Variant, architecture: in
     widest = 64 if not roomy else 256 if _aligned(width) else 128
     half_light = roomy and (variant.detach or variant.bounded)
     if variant.similarity and (variant.light or half_light) and block <= widest:
+        if variant.bounded and variant.power < 3 and architecture >= 90 and _aligned(width):
+            return Tile(128, 64, block, 8, 8, 2 if block <= 128 else 1, 128)
         return Tile(128, 64, block, 4 if variant.bounded else 2, 8, 3 if block <= 128 else 2)
     if block <= 128:
         return Tile(128, 32, block, 2, 8, 3)
@@ -127,7 +146,7 @@ def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, archi
     if dtype == torch.float64 or block > widest:
         return None
     if dtype != torch.float32 and light and (block <= 128 or architecture >= 90):
-        return Tile(64 if block == 256 and architecture == 100 else 128, 64, block, 2, 8, 2)
+        return Tile(64 if block == 256 and architecture == 100 else 128, 64, block, 4, 8, 2)
     return Tile(32, 32, block, 2, 4, 2)  # the numbers of a pair leave no room for more
 
 
@@ -138,8 +157,10 @@ def matrix_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, arc
     if dtype == torch.float64:
         return Tile(32, 32, min(block, 32), 2, 8, 2)
     if light and _streamed(dtype, width, variant, architecture):
-        return Tile(128, 256, 128 // dtype.itemsize, 8, 8, 3)
+        return Tile(128, 256, 128 // dtype.itemsize, 16, 8, 3)
     if dtype == torch.float32:
+        if light and variant.brief and _aligned(width):
+            return Tile(64, 64, 16, 2, 8, 3)
         return Tile(64, 32, _ieee_features(width), 2, 8, 3)
     large = light and (architecture >= 90 or _aligned(width))
     return Tile(128, 64, 64, 4, 8, 3) if large else Tile(64, 32, 64, 2, 8, 3)

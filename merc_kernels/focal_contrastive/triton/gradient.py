@@ -22,8 +22,11 @@ import triton.language as tl
 from merc_kernels.focal_contrastive.triton.numbers import LN2, NEVER, factor_of, log2_per_tau, scalar
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
+    apart,
     dot,
+    extent,
     factor_options,
+    half,
     labels,
     parts,
     place,
@@ -123,15 +126,18 @@ def pair_gradient_kernel(
     MATRIX: tl.constexpr,
     PRECISION: tl.constexpr,
     WHOLE: tl.constexpr,  # one chunk, which stays on the chip
+    SYMMETRIC: tl.constexpr,  # MATRIX of rows that are the columns: half of its tiles, each stored twice
+    SORTED: tl.constexpr,  # by label, and BOUNDED, with no gradient of tau
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Gradient of BLOCK_N rows from one run of columns."""
+    """Gradient of BLOCK_N rows from every ``splits``-th tile of columns."""
     PART: tl.constexpr = BLOCK_M // PARTS
     dtype: tl.constexpr = row_stats_ptr.dtype.element_ty
-    start, split, group = place(rows, splits, BLOCK_N)
+    BLOCK: tl.constexpr = BLOCK_M if BLOCK_M > BLOCK_N else BLOCK_N
+    start, split, group = place(tl.cdiv(rows, BLOCK) * BLOCK if SYMMETRIC else rows, splits, BLOCK_N)
     g = group + first_group
     i = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     row_base, column_base = g * row_total + row_first, g * column_total + column_first
@@ -151,8 +157,12 @@ def pair_gradient_kernel(
         matrix_scale = tl.load(matrix_scale_ptr)
     dz = tl.zeros([BLOCK_N, BLOCK_D], dtype)
     dtau = tl.zeros([BLOCK_N], dtype)
+    if SORTED:
+        low, high = extent(row_label_ptr + row_base, start, rows, BLOCK_N)
     for tile in range(0, tiles):
-        first = (split * tiles + tile) * BLOCK_M
+        first = (tile * splits + split) * BLOCK_M
+        if SYMMETRIC:
+            first, blocks_ahead = half(tile * splits + split, start, columns, BLOCK, BLOCK_M)
         if WHOLE:
             column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
             cosine = dot(row_z, tl.trans(column_z), tl.zeros([BLOCK_N, BLOCK_M], dtype), PRECISION)
@@ -175,26 +185,43 @@ def pair_gradient_kernel(
         ahead = start + row_first - first - column_first  # of the columns
         diagonal = (ahead < BLOCK_M) & (ahead > -BLOCK_N)  # it holds pairs of a row with itself
         cosines = parts(cosine, PARTS)
+        if not SORTED:
+            strangers: tl.constexpr = False  # a branch that is not compiled
+        else:
+            strangers = apart(column_label_ptr, first, columns, low, high, BLOCK_M)
         ms = ()
         for part in tl.static_range(0, PARTS):
             j = first + part * PART + tl.arange(0, PART)
-            alike = label == labels(column_label_ptr, j, columns)[None, :]
-            column = _stats(column_stats_ptr, j, columns, column_total, 0)
             some = cosines[part]
-            m, w = _weights(some, alike, row, column, to_score, tau, of_factor, SIMILARITY, DETACH, POWER, BOUNDED)
-            other = (i + row_first)[:, None] != (j + column_first)[None, :]
-            if tau_ptr is not None:
-                dtau += tl.sum(tl.where(other, w * some, 0.0), 1)
-            if diagonal:
-                m = tl.where(other, m, 0.0)
-            m *= matrix_scale
+            if strangers:  # no row is another's positive, or itself
+                soft = row[2] + tl.load(column_stats_ptr + 2 * column_total + j)[None, :]
+                m = (soft * tl.exp2(some * to_score) * matrix_scale).to(row_z_ptr.dtype.element_ty)
+            else:
+                alike = label == labels(column_label_ptr, j, columns)[None, :]
+                column = _stats(column_stats_ptr, j, columns, column_total, 0)
+                m, w = _weights(some, alike, row, column, to_score, tau, of_factor, SIMILARITY, DETACH, POWER, BOUNDED)
+                other = (i + row_first)[:, None] != (j + column_first)[None, :]
+                if tau_ptr is not None:
+                    dtau += tl.sum(tl.where(other, w * some, 0.0), 1)
+                if diagonal:
+                    m = tl.where(other, m, 0.0)
+                m = (m * matrix_scale).to(row_z_ptr.dtype.element_ty)
             if MATRIX and out_ptr is not None:
-                stride = splits * tiles * BLOCK_M  # Triton sees a multiple of it: 16 bytes at a time
-                target = out_ptr + ((group * rows + i) * stride)[:, None] + j[None, :]
-                tl.store(target, factor_of(m.to(row_z_ptr.dtype.element_ty), PRECISION), mask=(i < rows)[:, None])
+                m = factor_of(m, PRECISION)
+                if SYMMETRIC:
+                    stride = tl.cdiv(columns, BLOCK) * BLOCK
+                    target = out_ptr + (i.to(tl.int64) * stride)[:, None] + j[None, :]
+                    tl.store(target, m, mask=((i < rows) & (first < columns))[:, None])
+                    if blocks_ahead > 0:
+                        mirror = out_ptr + (j.to(tl.int64) * stride)[:, None] + i[None, :]
+                        tl.store(mirror, tl.trans(m), mask=(j < columns)[:, None])
+                else:
+                    stride = splits * tiles * BLOCK_M  # Triton sees a multiple of it: 16 bytes at a time
+                    target = out_ptr + ((group * rows + i) * stride)[:, None] + j[None, :]
+                    tl.store(target, m, mask=(i < rows)[:, None])
             ms += (m,)  # type: ignore[assignment]
         if not MATRIX and out_ptr is not None:
-            m = factor_of(whole(ms, PARTS).to(row_z_ptr.dtype.element_ty), PRECISION)
+            m = factor_of(whole(ms, PARTS), PRECISION)
             dz = dot(m, column_z, dz, PRECISION)
 
     if tau_ptr is not None:

@@ -2,24 +2,34 @@
 # mypy: disable-error-code="import-untyped,import-not-found,no-untyped-call"
 r"""The focal contrastive loss in Triton: the operators, made of the kernels beside this file.
 
-Forward: pack, sums over pairs (for probability a second sweep, over what L weighs), finish, reduce. Backward: the
-scaled statistics of a row, and then for each wanted source its gradient.
+Forward: the order of rows (two launches) and pack, or pack and rank; sums over pairs (for probability a second sweep,
+over what L weighs), finish, reduce. Backward: the scaled statistics of a row, and then for each wanted source its
+gradient.
 
 A float32 product is what torch.matmul would make of it: tf32 where torch.backends.cuda.matmul allows it, else IEEE.
 Tensor cores cut a float32 factor to tf32: z and W + W' are rounded to it before.
-A new number of rows compiles nothing: tiles depend on the dtype and on the width alone. Columns are split among more
-programs where the rows alone would leave processors idle.
+A new number of rows compiles nothing, but where it passes one of configuration.py from which rows are sorted or pairs
+halved: tiles depend on the dtype and on the width alone. Columns are split among more programs where the rows alone
+would leave processors idle.
 """
 
 import torch
 from torch import Tensor
 
-from merc_kernels._shared.triton.integers import cdiv, next_power_of_2
+from merc_kernels._shared.triton.integers import cdiv
 from merc_kernels._shared.triton.reduction import REDUCE_BLOCK, REDUCE_WARPS, reduce_kernel
 from merc_kernels.focal_contrastive.options import FocalContrastiveOptions
 from merc_kernels.focal_contrastive.triton.call import Call, length, row_programs, splits_of
-from merc_kernels.focal_contrastive.triton.configuration import RANK_BLOCK, ROW_BLOCK, SCANNED, row_tile, sums_tile
-from merc_kernels.focal_contrastive.triton.pack import enter_kernel, look_up_kernel, pack_kernel, rank_kernel
+from merc_kernels.focal_contrastive.triton.configuration import (
+    MOST_HALVED,
+    ROW_BLOCK,
+    SLOT_BLOCK,
+    SLOTS,
+    row_tile,
+    sums_tile,
+)
+from merc_kernels.focal_contrastive.triton.order import rank, sort
+from merc_kernels.focal_contrastive.triton.pack import pack_kernel
 from merc_kernels.focal_contrastive.triton.source_gradient import source_gradient
 from merc_kernels.focal_contrastive.triton.stats import finish_kernel, scaled_stats_kernel
 from merc_kernels.focal_contrastive.triton.sums import BOTH, LSE, TERMS, pair_sums_kernel
@@ -42,6 +52,7 @@ def forward(
     Returns: loss; divisor; z (G, T, D); norms (G, T); stats (G, T, 4); index (G, T), labels of the packed rows that
         fit 32 bits, -1 where they are not kept.
     """
+    labels = labels.contiguous()
     call = Call((embeddings, prototypes, refs), (labels, ref_labels), temperature, options)
     z = embeddings.new_empty((call.groups, call.total, call.width), dtype=call.packed_dtype)
     norms = z.new_empty((call.groups, call.total), dtype=call.dtype)
@@ -55,8 +66,10 @@ def forward(
     for known in (prototypes, None if class_weights is None else class_weights[:, None]):
         classes = classes if known is None else known.shape[-2]
 
-    names = index if classes >= 0 else torch.empty_like(index)
+    names = index if classes >= 0 or call.sorted else torch.empty_like(index)
     with torch.cuda.device_of(z):
+        if call.sorted:
+            sort(call, index, labels, classes)
         tile = row_tile(call.width)
         for source in call.sources:
             if source is not None and source.rows > 0:
@@ -75,29 +88,34 @@ def forward(
                     classes,
                     options.ignore_index,
                     NORMALIZE=options.normalize,
+                    SORTED=call.sorted,
                     PRECISION=call.variant.precision,
                     **tile,
                 )
-        if classes < 0:
-            _rank(call, index, names)
-        partial, splits = _sums(call, z, index)
-        programs = row_programs(call.total, ROW_BLOCK, call.groups)
+        if classes < 0 and not call.sorted:
+            rank(call, index, names)
+        partial, *kept = _sums(call, z, index)
+        rows = SLOT_BLOCK if call.variant.bounded else ROW_BLOCK
+        programs = row_programs(call.total, rows, call.groups)
         parts = loss if options.reduction == "none" else z.new_empty((2, *programs), dtype=call.dtype)
         finish_kernel[programs](
             stats,
             parts,
             partial,
             index,
+            labels,
             class_weights,
             call.anchors,
             call.total,
             call.groups,
-            splits,
+            *kept,
             SIMILARITY=call.variant.similarity,
             BOUNDED=call.variant.bounded,
             PARTIAL=options.reduction != "none",
             KEPT=options.reduction == "batchmean",
-            BLOCK=ROW_BLOCK,
+            SORTED=call.sorted,
+            BLOCK=rows,
+            SLOTS=SLOTS,
         )
         if options.reduction != "none":
             counts = options.reduction in ("mean", "batchmean")
@@ -107,31 +125,22 @@ def forward(
     return loss, divisor, z, norms, stats, index
 
 
-def _rank(call: Call, index: Tensor, names: Tensor) -> None:
-    """Fills ``index`` with the first row of each label."""
-    programs = row_programs(call.total, RANK_BLOCK, call.groups)
-    ignore_index = call.options.ignore_index
-    if call.total <= SCANNED:
-        rank_kernel[programs](index, names, call.total, ignore_index, BLOCK_N=RANK_BLOCK, BLOCK_M=RANK_BLOCK)
-        return
-    slots = next_power_of_2(2 * call.total)
-    table = index.new_full((call.groups, slots + 1), call.total, dtype=torch.int32)
-    enter_kernel[programs](table, index, names, call.total, slots, ignore_index, BLOCK_N=RANK_BLOCK)
-    look_up = row_programs(call.total, ROW_BLOCK, call.groups)
-    look_up_kernel[look_up](index, table, call.total, slots, BLOCK=ROW_BLOCK)
-
-
-def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
-    """Partial sums over the pairs, (splits, 5, G anchors)."""
+def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int, int, int]:
+    """Partial sums over the pairs, by who kept them; splits, all who did, and the rows of a block of them."""
     tile = sums_tile(call.packed_dtype, call.width, call.variant, call.architecture)
-    columns = call.total - call.first_candidate
-    blocks = call.groups * cdiv(call.anchors, tile.rows)
-    splits, tiles = splits_of(blocks, columns, tile, call.device, waves=4)
-    partial = z.new_empty((splits, 5, call.groups * call.anchors), dtype=call.dtype)
+    columns, row_blocks = call.total - call.first_candidate, cdiv(call.anchors, tile.rows)
+    planes, size = 4 if call.variant.bounded else 5, call.groups * call.anchors
+    ahead = row_blocks // 2
+    half = call.symmetric and ahead * planes * size * call.dtype.itemsize <= MOST_HALVED
+    met = (ahead + 1) * tile.rows if half else columns
+    splits, tiles = splits_of(call.groups * row_blocks, met, tile, call.device)
+    slots = splits + ahead if half else splits
+    partial = z.new_empty((slots, planes, size), dtype=call.dtype)
+    sums = (partial, splits, slots, tile.rows)
     if partial.numel() == 0:
-        return partial, splits
+        return sums
     for step in (BOTH,) if call.variant.similarity else (LSE, TERMS):
-        pair_sums_kernel[(blocks * splits,)](
+        pair_sums_kernel[(call.groups * row_blocks * splits,)](
             partial,
             z,
             index,
@@ -152,10 +161,12 @@ def _sums(call: Call, z: Tensor, index: Tensor) -> tuple[Tensor, int]:
             call.floats,
             STEP=step,
             WHOLE=call.width <= tile.width,
+            SORTED=call.sorted,
+            SYMMETRIC=half,
             **tile.options(),
             **call.variant.constants(),
         )
-    return partial, splits
+    return sums
 
 
 def backward(
@@ -194,16 +205,19 @@ def backward(
         scaled_stats_kernel[row_programs(call.total, ROW_BLOCK, call.groups)](
             scaled_stats,
             stats,
+            index,
             grad,
             divisor,
             *((0, 0) if grad.dim() == 0 else (call.rows, 1)),
             call.total,
             BOUNDED=call.variant.bounded,
+            SORTED=call.sorted,
             BLOCK=ROW_BLOCK,
         )
         matrix_scale = None
         if z.dtype == torch.float16:  # a ~ 1 / (N |P|) would be lost in it
-            largest = (scaled_stats[:, 3] * (1 + stats[..., 1])).abs().amax()
+            slopes = stats[:, index[0] >> 32, 1] if call.sorted else stats[..., 1]
+            largest = (scaled_stats[:, 3] * (1 + slopes)).abs().amax()
             matrix_scale = torch.where(largest > 0, _FLOAT16_TOP / largest, 1)
         taus: list[Tensor] = []
         for source, result in zip(call.sources, results, strict=True):

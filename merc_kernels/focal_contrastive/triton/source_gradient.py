@@ -39,9 +39,13 @@ def source_gradient(
     question = (call.packed_dtype, call.width, call.variant, taus is not None, call.architecture)
     in_registers = held_tile(*question)
     tile = in_registers or matrix_tile(*question)
+    block = max(tile.rows, tile.columns)
 
-    def launch(out: Tensor | None, row: int, rows: int, group: int, groups: int, splits: int, tiles: int) -> None:
-        programs = groups * cdiv(rows, tile.rows) * splits
+    def launch(
+        out: Tensor | None, row: int, rows: int, group: int, groups: int, splits: int, tiles: int, half: bool = False
+    ) -> None:
+        row_blocks = cdiv(rows, block) * (block // tile.rows) if half else cdiv(rows, tile.rows)
+        programs = groups * row_blocks * splits
         tau = None
         if taus is not None:
             tau = z.new_empty((programs,), dtype=call.dtype)
@@ -72,7 +76,9 @@ def source_gradient(
             call.floats,
             SIMILARITY=call.variant.similarity,
             MATRIX=in_registers is None,
+            SYMMETRIC=half,
             WHOLE=call.width <= tile.width,
+            SORTED=call.sorted,
             **tile.options(),
             **call.variant.constants(),
         )
@@ -80,20 +86,23 @@ def source_gradient(
     whole = (call.groups, source.rows, call.width)
     if columns == 0:
         if result is not None:
-            _unpack(call, source, result, z.new_zeros((1, *whole), dtype=call.dtype), norms, matrix_scale, 0, 0)
+            _unpack(call, source, result, z.new_zeros((1, *whole), dtype=call.dtype), norms, index, matrix_scale, 0, 0)
         return
     if in_registers:
         blocks = call.groups * cdiv(source.rows, tile.rows)
-        splits, tiles = splits_of(blocks, columns, tile, call.device, waves=2)
+        splits, tiles = splits_of(blocks, columns, tile, call.device)
         dz = None if result is None else z.new_empty((splits, *whole), dtype=call.dtype)
         launch(dz, 0, source.rows, 0, call.groups, splits, tiles)
         if result is not None and dz is not None:
-            _unpack(call, source, result, dz, norms, matrix_scale, 0, 0)
+            _unpack(call, source, result, dz, norms, index, matrix_scale, 0, 0)
         return
-    splits = cdiv(columns, tile.columns)
-    stride = splits * tile.columns  # of a row of the matrix, which is whole tiles
+    stride = cdiv(columns, block) * block  # of a row of the matrix, which is whole blocks
     fitting = max(128, _STRIP_BYTES // (stride * z.itemsize))  # rows of a strip
     groups, rows = min(call.groups, max(1, fitting // source.rows)), min(source.rows, fitting // 128 * 128)
+    half = call.alone and call.variant.brief and taus is None and rows == source.rows
+    splits = stride // tile.columns
+    if half:  # each block meets itself and the half of the others that follows
+        splits = (cdiv(columns, block) // 2 + 1) * (block // tile.columns)
     shared = source.x.dim() == 2  # by the groups: a row is unpacked once all of them are there
     matrix = dz = None
     if result is not None:
@@ -102,14 +111,14 @@ def source_gradient(
     for row, group in itertools.product(range(0, source.rows, rows), range(0, call.groups, groups)):
         count, some = min(rows, source.rows - row), min(groups, call.groups - group)
         strip = None if matrix is None else _front(matrix, some, count, stride)
-        launch(strip, row, count, group, some, splits, 1)
+        launch(strip, row, count, group, some, splits, 1, half)
         if result is None or strip is None or dz is None:
             continue
         gradient = _front(dz, call.groups if shared else some, count, call.width)
         factor = z[group : group + some, first : first + columns]
         _product(strip[..., :columns], factor, gradient[group : group + some] if shared else gradient)
         if not shared or group + some == call.groups:
-            _unpack(call, source, result, gradient[None], norms, matrix_scale, row, 0 if shared else group)
+            _unpack(call, source, result, gradient[None], norms, index, matrix_scale, row, 0 if shared else group)
 
 
 def _front(memory: Tensor, *shape: int) -> Tensor:
@@ -133,6 +142,7 @@ def _unpack(
     result: Tensor,
     dz: Tensor,
     norms: Tensor,
+    index: Tensor,
     matrix_scale: Tensor | None,
     row: int,
     group: int,
@@ -146,6 +156,7 @@ def _unpack(
         dz,
         source.x,
         norms,
+        index,
         call.temperature,
         matrix_scale,
         *source.strides(),
@@ -160,6 +171,7 @@ def _unpack(
         call.width,
         call.floats,
         SHARED=shared,
+        SORTED=call.sorted,
         NORMALIZE=call.options.normalize,
         **tile,
     )

@@ -14,7 +14,7 @@ pair adds, L = m + log2 E; N rows, M columns, G groups, D features.
 
 Similarity takes one sweep, for neither H nor Q depends on L. Probability takes two, as h does. Which columns are
 candidates is a matter of their label alone: a row that an anchor must not see is not handed in. With BOUNDED, which
-needs no maximum, each lane sums over the tiles by itself, and lanes are added up once.
+needs no maximum, each lane sums over the tiles by itself, and lanes are added up once; m is not kept then.
 """
 
 import triton
@@ -24,8 +24,11 @@ from merc_kernels.focal_contrastive.triton.numbers import LN2, LOWEST, log2_per_
 from merc_kernels.focal_contrastive.triton.stats import merged
 from merc_kernels.focal_contrastive.triton.tiles import (
     PER_CALL,
+    apart,
     dot,
+    extent,
     factor_options,
+    half,
     labels,
     one_beside,
     parts,
@@ -50,6 +53,21 @@ def _added_bounded(sums, cosine, alike, other, bias, to_score, of_factor, POWER:
     count = tl.where(positive, count + one_beside(cosine), count)
     slope_sum = tl.where(positive, slope_sum + h, slope_sum)
     return top, e_sum, count, slope_sum, tl.where(positive, value + h * score, value)
+
+
+@triton.jit
+def _added_to_both(sums, column_ptr, all_rows, mask, cosine, alike, bias, to_score, of_factor, POWER: tl.constexpr):
+    # As `_added_bounded`, with a bias of each pair; what the pairs add to their columns is stored
+    top, e_sum, count, slope_sum, value = sums
+    score = cosine * to_score + bias
+    e = tl.exp2(score)
+    h, _ = raised(0.5 - 0.5 * cosine, of_factor, POWER)
+    one = tl.where(alike, one_beside(cosine), 0.0)
+    h = tl.where(alike, h, 0.0)
+    term = tl.where(alike, h * score, 0.0)
+    for k in tl.static_range(0, 4):
+        tl.store(column_ptr + k * all_rows, tl.sum((e, one, h, term)[k], 0), mask=mask)
+    return top, e_sum + e, count + one, slope_sum + h, value + term
 
 
 @triton.jit
@@ -94,7 +112,7 @@ def _added(
 
 @triton.jit(do_not_specialize=PER_CALL)
 def pair_sums_kernel(
-    partial_ptr,  # (splits, 5, G rows)
+    partial_ptr,  # (splits, 5, G rows), with BOUNDED 4; SYMMETRIC: behind them of columns, by how far they are ahead
     row_z_ptr,  # (G, row_total, D)
     row_label_ptr,
     column_z_ptr,  # (G, column_total, D)
@@ -118,13 +136,16 @@ def pair_sums_kernel(
     BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr,
     WHOLE: tl.constexpr,  # one chunk, which stays on the chip
+    SORTED: tl.constexpr,  # by label, and BOUNDED
+    SYMMETRIC: tl.constexpr,  # BOUNDED and not SORTED, of rows that are the columns: half of the pairs serves both rows
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Sums of BLOCK_N anchors over one run of columns."""
+    """Sums of BLOCK_N anchors over every ``splits``-th tile of columns."""
     PART: tl.constexpr = BLOCK_M // PARTS
+    PLANES: tl.constexpr = 4 if BOUNDED else 5
     dtype: tl.constexpr = partial_ptr.dtype.element_ty
     start, split, g = place(rows, splits, BLOCK_N)
     i = start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
@@ -150,8 +171,13 @@ def pair_sums_kernel(
     if STEP == TERMS:
         row_max, e = merged(partial_ptr, row, i < rows, all_rows, splits, dtype, BLOCK_N)
         log2_sum = tl.log2(tl.where(e == 0, 1.0, e))
+    if SORTED:
+        low, high = extent(row_label_ptr + row_base, start, rows, BLOCK_N)
     for tile in range(0, tiles):
-        first = (split * tiles + tile) * BLOCK_M
+        first = (tile * splits + split) * BLOCK_M
+        if SYMMETRIC:
+            first, ahead = half(tile * splits + split, start, columns, BLOCK_N, BLOCK_M)
+            of_columns = partial_ptr + (splits + ahead - 1).to(tl.int64) * 4 * all_rows
         if WHOLE:
             column_z = vectors(column_z_ptr, first, columns, lane, width, BLOCK_M)  # [BLOCK_M, BLOCK_D]
             cosine = dot(row_z, tl.trans(column_z), tl.zeros([BLOCK_N, BLOCK_M], dtype), PRECISION)
@@ -171,33 +197,51 @@ def pair_sums_kernel(
                 BLOCK_M,
                 BLOCK_D,
             )  # [BLOCK_N, BLOCK_M]
+        if not SORTED:
+            strangers: tl.constexpr = False  # a branch that is not compiled
+        else:
+            strangers = apart(column_label_ptr, first, columns, low, high, BLOCK_M)
         cosines = parts(cosine, PARTS)
-        for part in tl.static_range(0, PARTS):
-            j = first + part * PART + tl.arange(0, PART)
-            column_label = labels(column_label_ptr, j, columns)
-            alike = label == column_label[None, :]
-            other = (i + row_first)[:, None] != (j + column_first)[None, :]
-            bias = tl.where(column_label >= 0, 0.0, -float("inf")).to(dtype)
-            if BOUNDED:
-                sums = _added_bounded(sums, cosines[part], alike, other, bias, to_score, of_factor, POWER)
-            else:
-                sums = _added(
-                    sums,
-                    cosines[part],
-                    alike,
-                    other,
-                    bias,
-                    row_max,
-                    log2_sum,
-                    to_score,
-                    of_factor,
-                    STEP,
-                    DETACH,
-                    POWER,
-                )
+        if strangers:  # no row is another's positive, or itself
+            top, e_sum, count, slope_sum, value = sums
+            for part in tl.static_range(0, PARTS):
+                e_sum += tl.exp2(cosines[part] * to_score)
+            sums = (top, e_sum, count, slope_sum, value)
+        else:
+            for part in tl.static_range(0, PARTS):
+                j = first + part * PART + tl.arange(0, PART)
+                column_label = labels(column_label_ptr, j, columns)
+                alike = label == column_label[None, :]
+                other = (i + row_first)[:, None] != (j + column_first)[None, :]
+                bias = tl.where(column_label >= 0, 0.0, -float("inf")).to(dtype)
+                some = cosines[part]
+                if SYMMETRIC:
+                    alike &= other
+                    bias = tl.where(other & (label >= 0), bias[None, :], -float("inf"))
+                    seen = (j < columns) & (ahead > 0)
+                    sums = _added_to_both(
+                        sums, of_columns + j, all_rows, seen, some, alike, bias, to_score, of_factor, POWER
+                    )
+                elif BOUNDED:
+                    sums = _added_bounded(sums, some, alike, other, bias, to_score, of_factor, POWER)
+                else:
+                    sums = _added(
+                        sums,
+                        some,
+                        alike,
+                        other,
+                        bias,
+                        row_max,
+                        log2_sum,
+                        to_score,
+                        of_factor,
+                        STEP,
+                        DETACH,
+                        POWER,
+                    )
 
-    target = partial_ptr + split.to(tl.int64) * 5 * all_rows + row
-    for k in tl.static_range(0, 5):
+    target = partial_ptr + split.to(tl.int64) * PLANES * all_rows + row
+    for k in tl.static_range(5 - PLANES, 5):
         if (k < 2 and STEP != TERMS) or (k >= 2 and STEP != LSE):
-            of_rows = tl.sum(sums[k], 1) if len(sums[k].shape) == 2 else sums[k]
-            tl.store(target + k * all_rows, of_rows, mask=i < rows)
+            of_rows = tl.sum(sums[k], 1) if BOUNDED else sums[k]
+            tl.store(target + (k + PLANES - 5) * all_rows, of_rows, mask=i < rows)

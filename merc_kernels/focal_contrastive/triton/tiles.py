@@ -13,7 +13,7 @@ Letters: s score, L its logarithmic sum over the candidates, h the focal factor,
 D features.
 
 Rows and columns are apart: the same packed rows in a batch, any two sets of them elsewhere. A program owns BLOCK_N
-rows and one of ``splits`` runs of columns, BLOCK_M at a time. Scores count in units of log 2, for 2^x is what the chip
+rows and every ``splits``-th tile of BLOCK_M columns. Scores count in units of log 2, for 2^x is what the chip
 has: s log2(e) here, and L likewise.
 
 With unit rows and tau >= 0.025 (BOUNDED, similarity only) no score exceeds 1/tau, and e^s neither over- nor
@@ -26,6 +26,7 @@ import triton.language as tl
 
 from merc_kernels._shared.triton.scalars import double
 from merc_kernels.focal_contrastive.triton.numbers import LN2
+from merc_kernels.focal_contrastive.triton.order import BUCKETS, NAME_BITS, key_of
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PER_CALL = ["rows", "row_first", "row_total", "columns", "column_first", "column_total", "first_group"]
@@ -52,6 +53,36 @@ def vectors(z_ptr, start, count, lane, width, BLOCK: tl.constexpr):
 def labels(label_ptr, n, count):
     """Labels of rows n, int32 for half the registers; -1 where no row is kept."""
     return tl.load(label_ptr + n, mask=n < count, other=-1).to(tl.int32)
+
+
+@triton.jit
+def extent(label_ptr, start, count, BLOCK: tl.constexpr):
+    """The least and the greatest bucket of BLOCK sorted rows."""
+    last = key_of(label_ptr + tl.minimum(start + BLOCK, count) - 1)
+    first = key_of(label_ptr + tl.minimum(start, count - 1))
+    return first >> NAME_BITS, tl.where(last < 0, BUCKETS, last >> NAME_BITS)
+
+
+@triton.jit
+def apart(label_ptr, first, count, low, high, BLOCK: tl.constexpr):
+    """Whether BLOCK sorted columns are all there and kept, and none in a bucket of the rows, ``low`` to ``high``."""
+    last = tl.minimum(first + BLOCK, count) - 1
+    begin, end = key_of(label_ptr + tl.minimum(first, last)), key_of(label_ptr + last)
+    return (first + BLOCK <= count) & (end >= 0) & ((end >> NAME_BITS < low) | (begin >> NAME_BITS > high))
+
+
+@triton.jit
+def half(tile, start, columns, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr):
+    """First column of a row block's tile in half of all pairs, and how many blocks it is ahead of the rows.
+
+    A block meets itself and the half of the others that follows it, in a circle; of two that are opposite the lower one
+    meets the other. Where there is nothing to meet, the column is ``columns``.
+    """
+    blocks, own, ahead = tl.cdiv(columns, BLOCK), start // BLOCK, tile // (BLOCK // BLOCK_M)
+    block = own + ahead
+    block -= tl.where(block < blocks, 0, blocks)
+    nothing = (2 * ahead > blocks) | ((2 * ahead == blocks) & (own >= ahead))
+    return tl.where(nothing, columns, block * BLOCK + tile % (BLOCK // BLOCK_M) * BLOCK_M), ahead
 
 
 @triton.jit

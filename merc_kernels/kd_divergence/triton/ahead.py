@@ -17,7 +17,7 @@ MOST_PROGRAMS = 1056  # of scale_kernel, few for the call in which each returns 
 
 @triton.jit(do_not_specialize=["count", "ignore_index"])
 def count_kernel(
-    counts_ptr,  # (COUNTS,) int64
+    kept_counts_ptr,  # (COUNTS,) int64
     labels_ptr,
     count,  # of labels
     groups,  # that share them
@@ -34,7 +34,7 @@ def count_kernel(
         kept, _ = labelled(labels_ptr, 0, n, n < count, classes, 0, ignore_index)
         found += kept.to(tl.int64)
         start += COUNTS * BLOCK
-    tl.store(counts_ptr + tl.program_id(0), tl.sum(found, 0) * groups)
+    tl.store(kept_counts_ptr + tl.program_id(0), tl.sum(found, 0) * groups)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore_index", "stride_lg", "tiles"])

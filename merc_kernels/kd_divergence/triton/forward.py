@@ -57,7 +57,7 @@ def forward_kernel(
     loss_ptr,  # (G N,), or with PARTIAL (2, blocks): sums of losses, counts of kept rows
     saved_ptr,  # (G N, 7) or None
     student_grad_ptr,  # (G, N, C) or None
-    counts_ptr,  # (COUNTS,) of kept rows, or None: then the gradient is divided by `counted`
+    kept_counts_ptr,  # (COUNTS,) of kept rows, or None: then the gradient is divided by `counted`
     student_ptr,
     teacher_ptr,
     temperature_ptr,  # (N,) or None
@@ -186,8 +186,8 @@ def forward_kernel(
 
         if student_grad_ptr is not None:
             divisor = counted.to(dtype)
-            if counts_ptr is not None:
-                count = tl.sum(tl.load(counts_ptr + tl.arange(0, COUNTS)), 0)
+            if kept_counts_ptr is not None:
+                count = tl.sum(tl.load(kept_counts_ptr + tl.arange(0, COUNTS)), 0)
                 divisor = tl.maximum(count, 1).to(dtype)
             factor = tl.where(kept, weight, 0.0) / divisor
             c = factor * (t if SCALE_BY_T2 else scale)
