@@ -204,11 +204,13 @@ def _pairs(dtype: torch.dtype, width: int, variant: contrastive.Variant, aligned
         for tile, architectures in _tiles(sums, width - less, widest(in_order) - less):
             arguments = absent | variant.constants() | tile | {"STEP": step.value}
             arguments |= {"SORTED": in_order, "SYMMETRIC": half}
+            architectures = tuple(x for x in architectures if x >= 90 or not in_order)
             yield _configuration(pair_sums_kernel, accumulate, pointees, arguments, multiples, architectures)
     for tau, in_order in itertools.product((False,) if variant.bounded else (False, True), orders):
         for tile, architectures in _tiles(functools.partial(gradient, tau), width - less, widest(in_order) - less):
             arguments = absent | variant.constants() | tile | {"SIMILARITY": variant.similarity, "SORTED": in_order}
             of_it = pointees | {"out_ptr": dtype if tile["MATRIX"] else accumulate}
+            architectures = tuple(x for x in architectures if x >= 90 or not in_order)
             for half in (False, True) if tile["MATRIX"] and variant.brief else (False,):
                 of_half = arguments | {"SYMMETRIC": half}
                 yield _configuration(pair_gradient_kernel, accumulate, of_it, of_half, multiples, architectures)

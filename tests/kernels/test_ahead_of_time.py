@@ -130,4 +130,6 @@ class TestCompiles:
             of_it = configuration.constants.items() >= plain.items() and configuration.signature["out_ptr"] == dtype
             if of_it and 90 in configuration.architectures:
                 code = compiled_in(str(tmp_path), configuration, 90).asm["ptx"]
-                assert set(re.findall(r"st\.global\S*", code)) == {"st.global.v4.b32"}
+                stores = set(re.findall(r"st\.global\S*", code))
+                assert "st.global.v4.b32" in stores
+                assert len(stores) == 1 or configuration.constants["SYMMETRIC"]  # a tile's transpose by elements

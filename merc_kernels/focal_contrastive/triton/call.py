@@ -104,7 +104,7 @@ class Call:
         # Not of float32: what precision its products have may change between the passes.
         self.alone = self.groups == 1 and prototypes is None and refs is None  # the rows are the columns
         bounded = self.alone and self.variant.bounded
-        narrow = self.packed_dtype.itemsize == 2 and self.width <= WIDEST_SORTED
+        narrow = self.packed_dtype.itemsize == 2 and self.width <= WIDEST_SORTED and self.architecture >= 90
         self.sorted = bounded and narrow and SORTED_FROM <= self.total <= MOST_SORTED
         on_tensor_cores = self.packed_dtype.itemsize == 2 or self.variant.precision == "tf32"
         self.symmetric = bounded and not on_tensor_cores and self.total >= HALVED_FROM

@@ -146,7 +146,8 @@ def held_tile(dtype: torch.dtype, width: int, variant: Variant, tau: bool, archi
     if dtype == torch.float64 or block > widest:
         return None
     if dtype != torch.float32 and light and (block <= 128 or architecture >= 90):
-        return Tile(64 if block == 256 and architecture == 100 else 128, 64, block, 4, 8, 2)
+        rows = 64 if block == 256 and architecture == 100 else 128
+        return Tile(rows, 64, block, 4 if architecture >= 90 else 2, 8, 2)
     return Tile(32, 32, block, 2, 4, 2)  # the numbers of a pair leave no room for more
 
 
