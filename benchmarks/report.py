@@ -11,6 +11,7 @@ import argparse
 import inspect
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import distributed, drop_in, figure, tables
@@ -29,14 +30,14 @@ MISSING = {
 
 
 def block(results: list[Result], path: Path) -> str:
-    """What stands between the marks of a document: the README's has the figure and is brief."""
+    """What stands between the marks of a document: the README's has the figure, one machine of a kind, and is brief."""
     brief = path == README
     parts = []
     if brief and (shown := figured(results)) is not None:
         parts.append(f"![Time and memory of focal_contrastive on {shown['device']}](docs/benchmarks.svg)")
     for kind, missing in MISSING.items():
-        found = [result for result in results if result["kind"] == kind]
-        for result in found:
+        found = newest_first(result for result in results if result["kind"] == kind)
+        for result in found[:1] if brief else found:
             file = f"[{result['file']}]({'' if brief else '../'}benchmarks/results/{result['file']})"
             text = f"Forward and backward on {tables.machine(result)}; {file} has all that was measured."
             parts.append("\n\n".join([text, tables.summary(result, brief)]))
@@ -44,9 +45,14 @@ def block(results: list[Result], path: Path) -> str:
     return "\n\n".join(parts)
 
 
+def newest_first(results: Iterable[Result]) -> list[Result]:
+    """By the day of their first run; files that say none last."""
+    return sorted(results, key=lambda result: str(result["runs"][0]["environment"].get("date", "")), reverse=True)
+
+
 def figured(results: list[Result]) -> figure.Data | None:
     """What the figure shows: a GPU, or a CPU where there is none."""
-    by_kind = sorted(results, key=lambda result: result["kind"] != "cuda")
+    by_kind = sorted(newest_first(results), key=lambda result: result["kind"] != "cuda")
     return next((shown for result in by_kind if (shown := figure.data(result)) is not None), None)
 
 

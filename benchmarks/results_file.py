@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def slug(device: str, threads: int | None = None) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions, commit (+ where more than results has changed; unknown outside a repository) and command."""
+    """Day, machine, versions, commit (+ where more than results has changed; or unknown), command."""
 
     def git(*arguments: str) -> str:
         try:
@@ -42,6 +43,7 @@ def environment() -> dict[str, Any]:
 
     changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results") else ""
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),

@@ -45,6 +45,15 @@ def test_the_readme_block_holds_the_numbers(result):
     assert report.MISSING["cpu"] not in block
 
 
+def test_the_readme_shows_the_newest_machine_and_the_docs_show_all(result):
+    newer = copy.deepcopy(result) | {"file": "b-2-threads.json"}
+    newer["runs"][0]["environment"]["date"] = "2026-11-28"
+    shown = {path: report.block([result, newer], path) for path in (report.README, report.DOCS)}
+    assert "b-2-threads" in shown[report.README]
+    assert "a-2-threads" not in shown[report.README]
+    assert shown[report.DOCS].index("b-2-threads") < shown[report.DOCS].index("a-2-threads")
+
+
 def test_without_results_it_says_so():
     assert report.block([], report.README) == "\n\n".join(report.MISSING.values())
 
