@@ -2,7 +2,7 @@
 # make demo        a written script to recordings, a model trained on them, a page with its predictions; two minutes
 # make test        set up, run the tests that need no GPU; five minutes on two cores
 # make test-full   the same with the whole grids
-# make archs       nvcc and Triton compile the kernels for every GPU that is promised, without spills
+# make archs       nvcc and Triton compile the kernels for every GPU that is promised, without spills; CUDA's barriers
 # make check       ruff, clang-format, mypy, import-linter, torch-abi-audit
 # make bench       measure this CPU: every subject, ten minutes; writes benchmarks/results/; then make docs
 # make bench-quick the same machinery on small sizes, one minute; writes nothing
@@ -57,7 +57,7 @@ docs: $(VENV)/.dev # without --quiet, which hides the warnings from strict
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 archs: $(VENV)/.dev
-	$(PYTEST) -m "full or not full" tests/kernels -k "compiles_without_spills or test_representatives"
+	$(PYTEST) -m "full or not full" tests/kernels -k "compiles_without_spills or test_representatives or 16_bytes_at_a_time or no_barrier_is_missing"
 
 check: lint types imports abi
 

@@ -123,13 +123,16 @@ class TestCompiles:
     def test_every_configuration(self, operator, architecture):
         assert problems(operator, launched(operator, architecture), architecture) == []
 
+    @pytest.mark.full  # and of make archs
+    @pytest.mark.parametrize("symmetric", [False, True])
     @pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
-    def test_wide_rows_have_their_matrix_stored_16_bytes_at_a_time(self, dtype, tmp_path):
+    def test_wide_rows_have_their_matrix_stored_16_bytes_at_a_time(self, dtype, symmetric, tmp_path):
         plain = {"MATRIX": True, "SIMILARITY": True, "DETACH": True, "POWER": 2, "BOUNDED": True, "PRECISION": "ieee"}
+        plain["SYMMETRIC"] = symmetric
         for configuration in configurations("focal_contrastive"):
             of_it = configuration.constants.items() >= plain.items() and configuration.signature["out_ptr"] == dtype
             if of_it and 90 in configuration.architectures:
                 code = compiled_in(str(tmp_path), configuration, 90).asm["ptx"]
                 stores = set(re.findall(r"st\.global\S*", code))
                 assert "st.global.v4.b32" in stores
-                assert len(stores) == 1 or configuration.constants["SYMMETRIC"]  # a tile's transpose by elements
+                assert len(stores) == 1 or symmetric  # a tile's transpose by elements

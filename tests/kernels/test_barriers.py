@@ -40,6 +40,7 @@ def watched(once):
     return run
 
 
+@pytest.mark.full  # and of make archs
 def test_no_barrier_is_missing_and_one_that_is_left_out_is_missed(watched):
     (_, found), *_ = watched(1)  # a tile of logits is read once all of it is there
     assert found == "race"

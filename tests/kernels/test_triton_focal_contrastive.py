@@ -242,6 +242,8 @@ class TestEdges:
             assert all((value == 0).all() for value in gradients(loss, *leaves))
 
 
+REDUCTIONS = ["mean", "batchmean", "sum", "none"]
+FORMS = [(40, 2.0, True), (66, 2.4, False), (140, 0.0, True)]  # width, gamma, detach_focal
 ORDERS = {  # labels of 300 rows
     "six classes": torch.arange(300) * 7 % 6,
     "one class": torch.zeros(300, dtype=torch.int64),
@@ -275,12 +277,13 @@ class TestSortedRows:
         x = torch.randn(300, 20, dtype=torch.bfloat16, requires_grad=True)
         focal_cases.check({"embeddings": x, "labels": labels}, fused, short_rows=True)
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    @pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum", "none"])
-    @pytest.mark.parametrize(("width", "gamma", "detach_focal"), [(40, 2.0, True), (66, 2.4, False), (140, 0.0, True)])
-    def test_options(self, monkeypatch, dtype, reduction, width, gamma, detach_focal):
+    @pytest.mark.parametrize(
+        ("dtype", "reduction", "form"), grid.halved([torch.bfloat16, torch.float16], REDUCTIONS, FORMS)
+    )
+    def test_options(self, monkeypatch, dtype, reduction, form):
         from merc_kernels.focal_contrastive.triton import source_gradient as host
 
+        width, gamma, detach_focal = form
         if width == 66:
             monkeypatch.setattr(host, "_STRIP_BYTES", 1)
             monkeypatch.setattr(host, "held_tile", lambda *_: None)
@@ -353,14 +356,15 @@ class TestHalfOfThePairs:
 
         monkeypatch.setattr(call, "HALVED_FROM", 1)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    @pytest.mark.parametrize("n", [1, 33, 64, 130, 256, 300])  # odd and even numbers of blocks
+    @pytest.mark.parametrize(  # odd and even numbers of blocks
+        ("n", "dtype"), grid.halved([1, 33, 64, 130, 256, 300], [torch.float32, torch.float64])
+    )
     def test_sizes(self, n, dtype):
         focal_cases.check({"embeddings": rows(n, 20, dtype), "labels": torch.arange(n) * 7 % 5}, fused)
 
-    @pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum", "none"])
-    @pytest.mark.parametrize(("width", "gamma", "detach_focal"), [(40, 2.0, True), (66, 2.4, False), (140, 0.0, True)])
-    def test_options(self, reduction, width, gamma, detach_focal):
+    @pytest.mark.parametrize(("reduction", "form"), grid.halved(REDUCTIONS, FORMS))
+    def test_options(self, reduction, form):
+        width, gamma, detach_focal = form
         case = {"size": (200, width), "dtype": torch.float32, "focal": "similarity", "gamma": gamma}
         case |= {"temperature": 0.07, "detach_focal": detach_focal, "use": "class weights", "normalize": True}
         focal_cases.check(focal_cases.build({**case, "reduction": reduction}), fused)
@@ -372,8 +376,7 @@ class TestHalfOfThePairs:
         monkeypatch.setattr(host, "splits_of", one_tile)
         focal_cases.check({"embeddings": rows(260, 20), "labels": torch.arange(260) % 9}, fused)
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("n", [1, 130, 300])
+    @pytest.mark.parametrize(("n", "dtype"), grid.halved([1, 130, 300], DTYPES))
     def test_a_matrix_in_one_strip(self, monkeypatch, n, dtype):
         from merc_kernels.focal_contrastive.triton import call
         from merc_kernels.focal_contrastive.triton import source_gradient as host
